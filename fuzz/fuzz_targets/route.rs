@@ -1,0 +1,4 @@
+//! `millpond_fuzz::route` says what is asserted.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millpond_fuzz::route(input));

@@ -1,0 +1,411 @@
+//! What do we hold? The cache's face to the rest: blobs, manifests, tags and links, looked up and kept.
+//!
+//! Promises: what is found hashes to its digest; a blob that is not held has one writer, everybody else reads what that one
+//! writes; what is held stays within `max_size`. Knows neither HTTP nor upstreams.
+//!
+//! The files are the truth (`folder`, `blobs`, `repos`), the index holds hints about them, memory holds copies (`hot`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::observe::Metrics;
+use crate::oci::{Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Repository, Tag};
+
+mod admit;
+mod audit;
+mod blobs;
+mod evict;
+mod flight;
+mod folder;
+mod growing;
+mod hot;
+mod index;
+mod keep;
+mod pins;
+mod pool;
+mod repos;
+mod space;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use admit::Kept;
+pub use audit::{Audit, Finding, audit};
+pub use flight::Permit;
+pub(crate) use flight::{Coalesce, Joined};
+pub use folder::FolderError;
+pub(crate) use growing::Room;
+pub use growing::{Failure, Growing, Phase, Reader, TAIL};
+pub use repos::TagRecord;
+
+pub(crate) use blobs::BlobFile as Suspect;
+use blobs::{BlobFile, Blobs};
+use flight::{Flights, Role};
+use folder::{Folder, Stamp};
+pub(crate) use hot::Recent;
+use hot::{Hot, KnownTag, SMALL_BLOB_BYTES_MAX};
+use index::Index;
+use pins::{Pin, Pins};
+use repos::Repos;
+use space::Space;
+
+/// How far ahead of a read that waits for the disk the kernel is asked to read, in bytes.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+
+/// A part of the `[cache]` section.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The data folder.
+    pub dir: PathBuf,
+    /// How much may be held.
+    pub max_size: MaxSize,
+    /// Bytes of manifests and small blobs held in memory.
+    pub memory: u64,
+}
+
+/// `cache.max_size`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MaxSize {
+    /// So many bytes.
+    Bytes(u64),
+    /// So much of the file system, 1 to 100.
+    Percent(u8),
+}
+
+/// The cache. Cheap to clone.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    folder: Folder,
+    blobs: Blobs,
+    repos: Repos,
+    index: Index,
+    hot: Hot,
+    flights: Flights,
+    pins: Pins,
+    space: Space,
+    evicting: tokio::sync::Mutex<()>,
+    /// The index knows every file: the next start may believe it.
+    complete: AtomicBool,
+    metrics: Metrics,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Where a blob stands.
+#[derive(Debug)]
+pub enum Found {
+    /// Held, and small enough to be in memory.
+    Memory(Bytes),
+    /// Held.
+    Whole(Blob),
+    /// Arriving.
+    Growing(Growing),
+    /// Neither: the caller may fetch it, and nobody else may.
+    Missing(Permit),
+}
+
+/// A held blob that is being read: it is not evicted meanwhile. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    file: Arc<BlobFile>,
+    cache: Cache,
+    _pin: Arc<Pin>,
+}
+
+/// A manifest that a repository holds.
+#[derive(Debug, Clone)]
+pub struct HeldManifest {
+    /// Byte-exact, as the upstream sent them.
+    pub bytes: Bytes,
+    /// As this repository's upstream calls it.
+    pub media_type: MediaType,
+}
+
+/// A tag that is held.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldTag {
+    /// Where it points.
+    pub digest: Digest,
+    /// How long ago the upstream confirmed it. Never negative: a clock that went back makes it `None`, unknown.
+    pub age: Option<Duration>,
+}
+
+impl Blob {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.file.stamp.size
+    }
+
+    /// Reads at most `max` bytes at `offset` without waiting for the disk; `None` when [`Blob::read_blocking`] has to do it.
+    pub fn read_now(&self, offset: u64, max: u64) -> Option<Bytes> {
+        // An error is for the one that may wait: it does something about it.
+        pool::read_now(&self.file.file, offset, max).ok().flatten()
+    }
+
+    /// Reads at most `max` bytes at `offset`, waiting for the disk: for the blocking pool only. The kernel is told to read
+    /// ahead, so that what follows need not wait. A file that cannot be read is verified, and if need be fetched again,
+    /// before it is served to anybody else.
+    pub fn read_blocking(&self, offset: u64, max: u64) -> std::io::Result<Bytes> {
+        let ahead = std::num::NonZeroU64::new(READ_AHEAD_BYTES);
+        // Advice that is not taken costs nothing.
+        let _ = rustix::fs::fadvise(&*self.file.file, offset, ahead, rustix::fs::Advice::WillNeed);
+        pool::read_blocking(&self.file.file, offset, max).inspect_err(|error| {
+            let digest = self.file.digest;
+            tracing::error!(%digest, offset, %error, "a held blob cannot be read; it is verified before it is served again. Check the disk");
+            self.cache.distrust(&digest);
+        })
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("space", &self.0.space).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// Where a blob stands. Whoever gets [`Found::Missing`] is the only one to do so until its permit is gone.
+    pub async fn blob(&self, digest: &Digest) -> Found {
+        if let Some(found) = self.blob_at_hand(digest) {
+            return found;
+        }
+        let (cache, digest) = (self.clone(), *digest);
+        match tokio::task::spawn_blocking(move || cache.look_up(&digest)).await {
+            Ok(found) => found,
+            // The runtime is stopping: let the caller find out by its permit.
+            Err(_) => self.claim(&digest, None),
+        }
+    }
+
+    /// What can be said without touching the disk.
+    fn blob_at_hand(&self, digest: &Digest) -> Option<Found> {
+        let inner = &*self.0;
+        if let Some(bytes) = inner.hot.content(digest) {
+            self.touch(digest);
+            return Some(Found::Memory(bytes));
+        }
+        if let Some(file) = inner.hot.file(digest) {
+            // One fstat tells whether somebody truncated, rewrote, replaced or removed the file since it was verified.
+            if Stamp::of(&file.file).is_ok_and(|stamp| stamp == file.stamp) {
+                self.touch(digest);
+                return Some(Found::Whole(self.pinned(file)));
+            }
+            inner.hot.forget(digest);
+        }
+        inner.flights.get(digest).map(Found::Growing)
+    }
+
+    fn look_up(&self, digest: &Digest) -> Found {
+        match self.open_trusted(digest) {
+            Ok(found) => found,
+            Err(suspect) => match self.claim(digest, suspect) {
+                // A writer may have committed between our look at the disk and our claim.
+                Found::Missing(permit) if !permit.has_suspect() => match self.open_trusted(digest) {
+                    Ok(found) => found,
+                    Err(None) => {
+                        self.forget_vanished(digest);
+                        Found::Missing(permit)
+                    }
+                    Err(Some(suspect)) => Found::Missing(permit.with_suspect(suspect)),
+                },
+                other => other,
+            },
+        }
+    }
+
+    /// Opens a blob whose file is as it was when it was verified; else the file that must be verified first, if any.
+    fn open_trusted(&self, digest: &Digest) -> Result<Found, Option<BlobFile>> {
+        let inner = &*self.0;
+        let file = match inner.blobs.open(digest) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Err(None),
+            Err(error) => {
+                // Fail open: the upstream can still serve it.
+                tracing::error!(%digest, %error, "a blob's file cannot be opened; it is fetched again");
+                return Err(None);
+            }
+        };
+        if file.stamp.size <= SMALL_BLOB_BYTES_MAX {
+            return match self.load(&file) {
+                Some(bytes) => Ok(Found::Memory(bytes)),
+                None => Err(None),
+            };
+        }
+        let verified = inner.index.get(digest).is_some_and(|entry| entry.stamp == file.stamp);
+        if !verified {
+            return Err(Some(file));
+        }
+        let file = Arc::new(file);
+        inner.hot.hold_file(&file);
+        self.touch(digest);
+        Ok(Found::Whole(self.pinned(file)))
+    }
+
+    /// Reads a small file whole and verifies it; one that does not hash to its name is set aside.
+    fn load(&self, file: &BlobFile) -> Option<Bytes> {
+        let inner = &*self.0;
+        let bytes = match read_all(file) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(digest = %file.digest, %error, "a blob's file cannot be read; it is fetched again");
+                return None;
+            }
+        };
+        if !file.digest.is_of(&bytes) {
+            self.set_aside(&file.digest);
+            return None;
+        }
+        self.touch(&file.digest);
+        Some(inner.hot.hold_content(&file.digest, &bytes))
+    }
+
+    fn claim(&self, digest: &Digest, suspect: Option<BlobFile>) -> Found {
+        match self.0.flights.join(digest) {
+            Role::Reader(growing) => Found::Growing(growing),
+            Role::Writer(permit) => Found::Missing(match suspect {
+                Some(file) => permit.with_suspect(file),
+                None => permit,
+            }),
+        }
+    }
+
+    fn pinned(&self, file: Arc<BlobFile>) -> Blob {
+        Blob { _pin: Arc::new(self.0.pins.pin(&file.digest)), cache: self.clone(), file }
+    }
+
+    /// The size of a blob that is held or arriving, without reading or fetching it.
+    pub async fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        match self.blob_at_hand(digest) {
+            Some(Found::Memory(bytes)) => return Some(bytes.len() as u64),
+            Some(Found::Whole(blob)) => return Some(blob.size()),
+            Some(Found::Growing(growing)) => return growing.progress().size,
+            _ => {}
+        }
+        let (cache, digest) = (self.clone(), *digest);
+        let open = move || cache.0.blobs.open(&digest).ok().flatten().map(|file| file.stamp.size);
+        tokio::task::spawn_blocking(open).await.ok().flatten()
+    }
+
+    /// A manifest of a repository, by digest.
+    pub async fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<HeldManifest> {
+        let inner = &*self.0;
+        if let (Some(bytes), Some(media_type)) = (inner.hot.content(digest), inner.hot.manifest(repository, digest)) {
+            self.touch(digest);
+            return Some(HeldManifest { bytes, media_type });
+        }
+        let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
+        tokio::task::spawn_blocking(move || cache.load_manifest(&repository, &digest)).await.ok().flatten()
+    }
+
+    fn load_manifest(&self, repository: &Repository, digest: &Digest) -> Option<HeldManifest> {
+        let inner = &*self.0;
+        let media_type = match inner.hot.manifest(repository, digest) {
+            Some(media_type) => media_type,
+            None => inner.repos.manifest(repository, digest).unwrap_or_else(|error| {
+                tracing::error!(%repository, %digest, %error, "a manifest's link cannot be read; it is fetched again");
+                None
+            })?,
+        };
+        let bytes = self.load_small(digest)?;
+        inner.hot.hold_manifest(repository, digest, &media_type);
+        Some(HeldManifest { bytes, media_type })
+    }
+
+    /// A held content of at most the size of a manifest, verified.
+    fn load_small(&self, digest: &Digest) -> Option<Bytes> {
+        if let Some(bytes) = self.0.hot.content(digest) {
+            return Some(bytes);
+        }
+        let file = self.0.blobs.open(digest).ok().flatten()?;
+        if file.stamp.size > MANIFEST_BYTES_MAX as u64 {
+            return None;
+        }
+        self.load(&file)
+    }
+
+    /// A tag, as it was last known.
+    pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Option<HeldTag> {
+        let known = if let Some(known) = self.0.hot.tag(repository, tag) {
+            known
+        } else {
+            let (cache, repository, tag) = (self.clone(), repository.clone(), tag.clone());
+            tokio::task::spawn_blocking(move || cache.load_tag(&repository, &tag)).await.ok().flatten()?
+        };
+        let age = match known.checked {
+            Some(checked) => Some(checked.elapsed()),
+            None => known.record.checked.elapsed().ok(),
+        };
+        Some(HeldTag { digest: known.record.digest, age })
+    }
+
+    fn load_tag(&self, repository: &Repository, tag: &Tag) -> Option<KnownTag> {
+        let record = self.0.repos.tag(repository, tag).unwrap_or_else(|error| {
+            tracing::error!(%repository, %tag, %error, "a tag's file cannot be read; the upstream is asked again");
+            None
+        })?;
+        let known = KnownTag { record, checked: None };
+        self.0.hot.hold_tag(repository, tag, Some(known));
+        Some(known)
+    }
+
+    /// The tags of a repository that are held, in lexical order.
+    pub async fn tags(&self, repository: &Repository) -> Vec<Tag> {
+        let (cache, repository) = (self.clone(), repository.clone());
+        let list = move || cache.0.repos.list_tags(&repository).unwrap_or_default();
+        tokio::task::spawn_blocking(list).await.unwrap_or_default()
+    }
+
+    /// Whether a repository shows a digest: a manifest of it names it, or it was linked by itself. Bytes that are here
+    /// because of another repository are none of its business.
+    pub async fn shows(&self, repository: &Repository, digest: &Digest) -> bool {
+        let (cache, digest) = (self.clone(), *digest);
+        if let Some(links) = self.0.hot.links(repository) {
+            return keep::contains(&links, &digest);
+        }
+        let repository = repository.clone();
+        let look = move || keep::contains(&cache.links(&repository), &digest);
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    /// Whether anybody may see a repository upstream, as far as was last known.
+    pub async fn is_public(&self, repository: &Repository) -> bool {
+        let (cache, repository) = (self.clone(), repository.clone());
+        tokio::task::spawn_blocking(move || cache.0.repos.is_public(&repository).unwrap_or(false)).await.unwrap_or(false)
+    }
+
+    /// Bytes held, and the limit.
+    pub fn fullness(&self) -> (u64, u64) {
+        (self.0.space.held(), self.0.space.max())
+    }
+
+    /// How many blobs are arriving.
+    pub fn arriving(&self) -> usize {
+        self.0.flights.len()
+    }
+}
+
+fn read_all(file: &BlobFile) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; usize::try_from(file.stamp.size).unwrap_or(0)];
+    file.file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+fn tag_known_now(digest: Digest) -> KnownTag {
+    let record = TagRecord { digest, checked: std::time::SystemTime::now() };
+    KnownTag { record, checked: Some(Instant::now()) }
+}
+
+/// What a manifest names, itself included: what its repository shows by holding it.
+fn named_by(digest: &Digest, manifest: &Manifest) -> Vec<Digest> {
+    let named = manifest.manifests.iter().chain(&manifest.blobs).map(|descriptor| descriptor.digest);
+    std::iter::once(*digest).chain(named).collect()
+}

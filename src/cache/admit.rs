@@ -1,0 +1,193 @@
+//! Admission, commit, eviction: how a blob gets its place on the disk, and whose place that was.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::FallocateFlags;
+
+use super::Cache;
+use super::evict::{Candidate, Plan};
+use super::folder::Temp;
+use super::index::Entry;
+use super::keep::now;
+use super::space::{Ask, Promise};
+use crate::oci::Digest;
+
+/// How long a blob that is about to arrive waits for its place, while its client sees nothing: with an upstream that takes
+/// long itself it must stay within the half minute that clients wait for an answer.
+const ADMIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often eviction looks for others when files cannot be removed.
+const EVICT_ROUNDS: usize = 3;
+
+/// How often room is asked for again after eviction, when others take it meanwhile.
+const ROOM_TRIES: usize = 4;
+
+/// The part of the limit that eviction frees beyond what is needed, so that it does not run for each blob.
+const EVICT_AHEAD_PART: u64 = 64;
+const EVICT_AHEAD_MAX: u64 = 256 << 20;
+
+/// How much is promised at a time to a blob whose size nobody has said, in bytes.
+const UNSIZED_STEP: u64 = 16 << 20;
+
+/// A place for a blob that is arriving.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    temp: Temp,
+    promise: Promise,
+}
+
+/// Why a blob is not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotStored {
+    /// It is larger than the cache.
+    #[error("it is larger than cache.max_size")]
+    TooLarge,
+    /// Everything held is being read, or the disk is full of other things.
+    #[error("no room can be made for it")]
+    NoRoom,
+    /// What is held has not been counted yet.
+    #[error("the cache is still counting what it holds")]
+    Uncounted,
+    /// The disk, or eviction.
+    #[error("making room for it takes too long")]
+    Slow,
+    /// The disk.
+    #[error("the disk refuses it: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl Kept {
+    /// The file to write.
+    pub(crate) fn file(&self) -> &Arc<std::fs::File> {
+        self.temp.file()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn writing_to(self, file: Arc<std::fs::File>) -> Self {
+        Self { temp: self.temp.writing_to(file), ..self }
+    }
+}
+
+impl Cache {
+    /// A place for a blob of so many bytes: evicts what it must. An error says that the blob is not to be stored.
+    pub(crate) async fn admit(&self, size: Option<u64>) -> Result<Kept, NotStored> {
+        tokio::time::timeout(ADMIT_DEADLINE, self.make_place(size)).await.unwrap_or(Err(NotStored::Slow))
+    }
+
+    async fn make_place(&self, size: Option<u64>) -> Result<Kept, NotStored> {
+        let promise = self.room(size.unwrap_or(UNSIZED_STEP)).await?;
+        let cache = self.clone();
+        let make = move || -> Result<Kept, NotStored> {
+            let temp = cache.0.folder.temp()?;
+            if let Some(size) = size.filter(|&size| size > 0) {
+                // A disk that is full says so now and not at nine tenths; the blob gets few extents.
+                match rustix::fs::fallocate(temp.file(), FallocateFlags::KEEP_SIZE, 0, size) {
+                    Err(rustix::io::Errno::OPNOTSUPP) | Ok(()) => {}
+                    Err(error) => return Err(NotStored::Disk(error.into())),
+                }
+            }
+            Ok(Kept { temp, promise })
+        };
+        tokio::task::spawn_blocking(make).await.unwrap_or(Err(NotStored::NoRoom))
+    }
+
+    /// Makes sure that so many bytes of an unsized blob are promised.
+    pub(crate) async fn admit_more(&self, kept: &mut Kept, upto: u64) -> Result<(), NotStored> {
+        while kept.promise.bytes() < upto {
+            kept.promise.join(self.room(UNSIZED_STEP).await?);
+        }
+        Ok(())
+    }
+
+    async fn room(&self, bytes: u64) -> Result<Promise, NotStored> {
+        if !self.0.space.counted().await {
+            return Err(NotStored::Uncounted);
+        }
+        // One at a time: two who evict for themselves would evict twice as much.
+        let mut turn = None;
+        for _ in 0..ROOM_TRIES {
+            let cache = self.clone();
+            let evict = turn.is_some();
+            let ask = move || match cache.0.space.ask(bytes) {
+                Ask::Evict(short) if evict => {
+                    cache.evict(short);
+                    cache.0.space.ask(bytes)
+                }
+                other => other,
+            };
+            match tokio::task::spawn_blocking(ask).await {
+                Ok(Ask::Given(promise)) => return Ok(promise),
+                Ok(Ask::TooLarge) => return Err(NotStored::TooLarge),
+                Ok(Ask::Evict(_)) if turn.is_none() => turn = Some(self.0.evicting.lock().await),
+                Ok(Ask::Evict(_)) => {}
+                Err(_) => return Err(NotStored::NoRoom),
+            }
+        }
+        Err(NotStored::NoRoom)
+    }
+
+    /// Forgets the least recently used blobs that nobody reads.
+    fn evict(&self, short: u64) {
+        let inner = &*self.0;
+        if inner.index.take_lost() {
+            inner.space.forget();
+            self.count(None, &inner.stop);
+        }
+        let ahead = (inner.space.max() / EVICT_AHEAD_PART).min(EVICT_AHEAD_MAX);
+        let (need, mut freed, mut stuck) = (short + ahead, 0, HashSet::new());
+        for _ in 0..EVICT_ROUNDS {
+            let before = stuck.len();
+            freed += self.evict_round(need - freed, &mut stuck);
+            if freed >= short || stuck.len() == before {
+                break;
+            }
+        }
+        inner.metrics.evicted(freed);
+        tracing::debug!(short, freed, "evicted");
+    }
+
+    /// Evicts once, without those that could not be removed before; says how many bytes that freed.
+    fn evict_round(&self, need: u64, stuck: &mut HashSet<Digest>) -> u64 {
+        let inner = &*self.0;
+        let mut plan = Plan::new(need);
+        inner.index.each(|digest, entry| {
+            if !inner.pins.holds(&digest) && !inner.flights.contains(&digest) && !stuck.contains(&digest) {
+                plan.offer(Candidate { used: entry.used, size: entry.size, digest });
+            }
+        });
+        let mut freed = 0;
+        for Candidate { digest, size, .. } in plan.decide() {
+            // The order matters: a file without an entry would not be counted, an entry without a file is only a miss.
+            inner.hot.forget(&digest);
+            if let Err(error) = inner.blobs.remove(&digest) {
+                tracing::error!(%digest, %error, "a blob cannot be evicted; another is");
+                stuck.insert(digest);
+                continue;
+            }
+            self.forget(&digest);
+            freed += size;
+        }
+        freed
+    }
+
+    /// Puts a verified blob in place. Blocks.
+    pub(crate) fn commit(&self, kept: Kept, digest: &Digest, size: u64) -> io::Result<()> {
+        let inner = &*self.0;
+        let len = kept.file().metadata()?.len();
+        if len < size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if len > size {
+            // What an upstream sent before it was asked anew may have been longer.
+            kept.file().set_len(size)?;
+        }
+        let stamp = inner.blobs.commit(kept.temp, digest)?;
+        if inner.index.put(digest, Entry { size, used: now(), stamp }) {
+            kept.promise.keep(size);
+        }
+        Ok(())
+    }
+}

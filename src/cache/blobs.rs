@@ -1,0 +1,224 @@
+//! Content-addressed files: `blobs/<algorithm>/<first two hex digits>/<hex>`.
+//!
+//! Promises: a file here hashes to its name. Only [`Blobs::commit`] puts one in place, from a temporary file that its
+//! caller has verified; a file is never written to, truncated or replaced afterwards, only removed or set aside.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
+use crate::oci::{Algorithm, Digest};
+
+/// Files kept in `quarantine/` for a person to look at; the oldest go first, so that a failing disk cannot fill itself.
+const QUARANTINE_FILES_MAX: usize = 16;
+
+/// The blobs of a data folder.
+#[derive(Clone)]
+pub(crate) struct Blobs {
+    folder: Folder,
+    /// Bad files that could not be moved away: as good as gone.
+    shunned: Arc<Mutex<HashSet<Digest>>>,
+}
+
+/// A blob's file, open for reading.
+#[derive(Debug)]
+pub(crate) struct BlobFile {
+    /// Whose content.
+    pub(crate) digest: Digest,
+    /// The file; it stays readable when the blob is evicted meanwhile.
+    pub(crate) file: Arc<File>,
+    /// Its state when it was opened.
+    pub(crate) stamp: Stamp,
+}
+
+impl BlobFile {
+    /// Bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.stamp.size
+    }
+
+    /// The open file.
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+}
+
+impl Blobs {
+    /// The blobs in this folder.
+    pub(crate) fn new(folder: Folder) -> Self {
+        Self { folder, shunned: Arc::default() }
+    }
+
+    /// Opens a blob, or finds that there is none.
+    pub(crate) fn open(&self, digest: &Digest) -> io::Result<Option<BlobFile>> {
+        let Some(file) = open_existing(&self.path(digest))? else { return Ok(None) };
+        if self.shunned().contains(digest) {
+            return Ok(None);
+        }
+        if !file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let stamp = Stamp::of(&file)?;
+        Ok(Some(BlobFile { digest: *digest, file: Arc::new(file), stamp }))
+    }
+
+    /// Moves a verified temporary file into place, durably, and says what state it has there.
+    pub(crate) fn commit(&self, temp: Temp, digest: &Digest) -> io::Result<Stamp> {
+        let file = temp.file().clone();
+        temp.move_to(&self.path(digest), Durability::Synced)?;
+        self.shunned().remove(digest);
+        Stamp::of(&file)
+    }
+
+    /// Treats a blob as not held until it is committed again: its file is bad, and the disk lets nobody remove it.
+    pub(crate) fn shun(&self, digest: &Digest) {
+        self.shunned().insert(*digest);
+    }
+
+    // A set operation; never held across a call to the disk.
+    fn shunned(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.shunned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a blob. Those who have it open read on.
+    pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
+        match fs::remove_file(self.path(digest)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sets a file aside that does not hash to its name.
+    pub(crate) fn quarantine(&self, digest: &Digest) -> io::Result<()> {
+        let dir = self.folder.root().join("quarantine");
+        let name = format!("{}-{}-{:08x}", digest.algorithm().as_str(), digest.hex(), fastrand::u32(..));
+        match fs::rename(self.path(digest), dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+        let mut files = fs::read_dir(&dir)?
+            .filter_map(|entry| Some((entry.as_ref().ok()?.metadata().ok()?.modified().ok()?, entry.ok()?.path())))
+            .collect::<Vec<_>>();
+        files.sort();
+        for (_, path) in files.iter().rev().skip(QUARANTINE_FILES_MAX) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// Visits every blob: digest, bytes, and when it was last read or written in seconds since 1970. Files with other
+    /// names are passed over, and so are folders that cannot be read; the last such error is returned. A stop ends it.
+    pub(crate) fn walk(&self, stop: &CancellationToken, mut visit: impl FnMut(Digest, u64, i64)) -> io::Result<()> {
+        let mut walked = Ok(());
+        for algorithm in Algorithm::ALL {
+            for shard in fs::read_dir(self.folder.root().join("blobs").join(algorithm.as_str()))? {
+                let shard = shard?;
+                if stop.is_cancelled() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                if !shard.file_type()?.is_dir() {
+                    continue;
+                }
+                let shard = fs::read_dir(shard.path()).and_then(|entries| {
+                    for entry in entries {
+                        visit_file(&entry?, algorithm, &mut visit);
+                    }
+                    Ok(())
+                });
+                match shard {
+                    // Somebody removed it meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => walked = Err(error),
+                    Ok(()) => {}
+                }
+            }
+        }
+        walked
+    }
+
+    /// Where a blob lies: made from the digest alone.
+    pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.folder.root().join("blobs");
+        path.push(digest.algorithm().as_str());
+        path.push(&hex[..2]);
+        path.push(hex);
+        path
+    }
+}
+
+fn visit_file(entry: &fs::DirEntry, algorithm: Algorithm, visit: &mut impl FnMut(Digest, u64, i64)) {
+    use std::os::unix::fs::MetadataExt;
+    let name = entry.file_name();
+    let digest = name.to_str().and_then(|hex| Digest::parse(&format!("{}:{hex}", algorithm.as_str())).ok());
+    // A file that vanishes while we look was evicted.
+    if let (Some(digest), Ok(meta)) = (digest, entry.metadata()) {
+        visit(digest, meta.len(), meta.atime().max(meta.mtime()));
+    }
+}
+
+/// Free bytes on the file system, for those who are not root.
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// All bytes of the file system.
+pub(crate) fn total_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_blob_is_committed_opened_walked_and_removed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(dir.path()).expect("opens");
+        let blobs = Blobs::new(folder.clone());
+        let digest = Digest::sha256_of(b"hello");
+        assert!(blobs.open(&digest).expect("looks").is_none());
+        let temp = folder.temp().expect("creates");
+        temp.file().write_all_at(b"hello", 0).expect("writes");
+        let stamp = blobs.commit(temp, &digest).expect("commits");
+        let found = blobs.open(&digest).expect("looks").expect("is there");
+        assert_eq!(found.stamp, stamp);
+        let mut seen = Vec::new();
+        blobs.walk(&CancellationToken::new(), |digest, size, _| seen.push((digest, size))).expect("walks");
+        assert_eq!(seen, [(digest, 5)]);
+        blobs.remove(&digest).expect("removes");
+        blobs.remove(&digest).expect("removes what is gone");
+        assert!(blobs.open(&digest).expect("looks").is_none());
+    }
+
+    #[test]
+    fn a_symbolic_link_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::new(Folder::open(dir.path()).expect("opens"));
+        let digest = Digest::sha256_of(b"x");
+        std::os::unix::fs::symlink("/etc/passwd", blobs.path(&digest)).expect("links");
+        assert!(blobs.open(&digest).is_err());
+    }
+
+    #[test]
+    fn the_quarantine_is_bounded() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::new(Folder::open(dir.path()).expect("opens"));
+        for n in 0..QUARANTINE_FILES_MAX + 3 {
+            let digest = Digest::sha256_of(&n.to_le_bytes());
+            fs::write(blobs.path(&digest), "rotten").expect("writes");
+            blobs.quarantine(&digest).expect("sets aside");
+            assert!(blobs.open(&digest).expect("looks").is_none());
+        }
+        assert_eq!(fs::read_dir(dir.path().join("quarantine")).expect("reads").count(), QUARANTINE_FILES_MAX);
+    }
+}

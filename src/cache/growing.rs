@@ -1,0 +1,554 @@
+//! A blob that is arriving: one writer, any number of readers, who follow it from any offset.
+//!
+//! The writer (a `fill`) appends to a file and says how far; every client, the first included, reads from that file. So a
+//! slow client slows only itself, a leaving one stops nothing, and a range is served as soon as its bytes are there.
+//!
+//! Promises: a reader gets no byte beyond what the writer released, and the writer releases the last [`TAIL`] bytes only
+//! when it has verified the whole; a writer that vanishes is a failure, never an end.
+//!
+//! A blob that cannot be stored (it is larger than the cache, the disk is full or broken) goes on through a *window* in
+//! memory: its readers are then served from there, the writer waits for the slowest of them up to a limit, and whoever
+//! falls behind the window is cut off and may come again with a Range.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::pool;
+use crate::oci::Digest;
+
+#[cfg(test)]
+mod model;
+
+/// The end of a blob that is held back until the whole is verified, in bytes. Every client takes a body that ends short
+/// of its Content-Length as broken, so a wrong blob is never handed over as whole.
+pub const TAIL: u64 = 64 << 10;
+
+/// What a window holds at the most, in bytes: memory that a blob which cannot be stored costs.
+pub(crate) const WINDOW_BYTES_MAX: u64 = 4 << 20;
+
+/// How far a blob has come.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Where in its life it is.
+    pub phase: Phase,
+    /// Its size in bytes, once the upstream has said one.
+    pub size: Option<u64>,
+    /// Bytes that readers may have, from the start.
+    pub ready: u64,
+}
+
+/// Where in its life a growing blob is.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// The upstream has not answered yet.
+    Opening,
+    /// Bytes arrive.
+    Flowing,
+    /// All bytes are here and verified.
+    Whole,
+    /// It will not be whole.
+    Failed(Failure),
+}
+
+/// Why a blob did not come, in terms that decide what the client is told.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// The upstream says that there is none.
+    #[error("the upstream does not have it")]
+    NotFound,
+    /// The upstream refuses it to millpond.
+    #[error("the upstream refuses it")]
+    Denied,
+    /// The upstream asks to be left alone for so long.
+    #[error("the upstream's rate limit is used up")]
+    RateLimited(Duration),
+    /// The upstream cannot be reached, or breaks off again and again.
+    #[error("the upstream cannot deliver it")]
+    Unavailable,
+    /// The upstream did not answer in time.
+    #[error("the upstream did not answer in time")]
+    Timeout,
+    /// What the upstream sent is not what the digest names, or no proper answer.
+    #[error("the upstream sent something else than was asked for")]
+    Corrupt,
+    /// The writer ended without saying why: millpond is stopping, or has a fault.
+    #[error("the transfer was given up")]
+    Abandoned,
+    /// This reader was too slow for a blob that cannot be stored.
+    #[error("the reader fell behind a blob that cannot be stored")]
+    Behind,
+    /// The file cannot be read.
+    #[error("the disk failed")]
+    Disk(io::ErrorKind),
+}
+
+impl Failure {
+    /// Whether the next who asks may have better luck at once, because it was this transfer that failed, not the blob.
+    pub fn is_of_this_transfer(&self) -> bool {
+        matches!(self, Self::Abandoned | Self::Behind | Self::Disk(_))
+    }
+}
+
+/// A blob that is arriving, for its readers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Growing(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    digest: Digest,
+    progress: watch::Sender<Progress>,
+    file: OnceLock<Arc<File>>,
+    window: Mutex<Window>,
+    /// Readers of a window tell the writer that they moved on.
+    moved: Notify,
+}
+
+/// The bytes that are not in the file.
+#[derive(Debug, Default)]
+struct Window {
+    /// Where the file ends and the window took over; `None` while everything goes to the file.
+    from: Option<u64>,
+    /// Offset of the first byte that is still here.
+    start: u64,
+    chunks: VecDeque<Bytes>,
+    len: u64,
+    readers: Vec<Weak<AtomicU64>>,
+}
+
+/// The writer's side; exactly one exists. Dropping it before [`Writer::finish`] fails the blob.
+#[derive(Debug)]
+pub(crate) struct Writer(Arc<Shared>);
+
+/// A new blob, as its writer and its readers see it.
+pub(crate) fn growing(digest: Digest) -> (Writer, Growing) {
+    let progress = watch::Sender::new(Progress { phase: Phase::Opening, size: None, ready: 0 });
+    let shared = Arc::new(Shared { digest, progress, file: OnceLock::new(), window: Mutex::default(), moved: Notify::new() });
+    (Writer(shared.clone()), Growing(shared))
+}
+
+impl Growing {
+    /// Whose content.
+    pub fn digest(&self) -> Digest {
+        self.0.digest
+    }
+
+    /// How far it is now.
+    pub fn progress(&self) -> Progress {
+        self.0.progress.borrow().clone()
+    }
+
+    /// Waits for the upstream's answer: the size, where it said one.
+    pub async fn opened(&self) -> Result<Option<u64>, Failure> {
+        self.wait(|progress| !matches!(progress.phase, Phase::Opening)).await.map(|progress| progress.size)
+    }
+
+    /// Waits until the size is known, which for an answer without a length is the end of the blob.
+    pub async fn sized(&self) -> Result<u64, Failure> {
+        let progress = self.wait(|p| p.size.is_some() || matches!(p.phase, Phase::Whole)).await?;
+        Ok(progress.size.unwrap_or(progress.ready))
+    }
+
+    /// Waits until the blob is whole, or failed.
+    pub async fn whole(&self) -> Result<u64, Failure> {
+        self.wait(|progress| matches!(progress.phase, Phase::Whole)).await.map(|progress| progress.ready)
+    }
+
+    async fn wait(&self, until: impl Fn(&Progress) -> bool) -> Result<Progress, Failure> {
+        let mut receiver = self.0.progress.subscribe();
+        let seen = receiver.wait_for(|p| matches!(p.phase, Phase::Failed(_)) || until(p)).await;
+        // The sender lives in what `self` holds, so the channel cannot be closed.
+        let progress = seen.map_err(|_| Failure::Abandoned)?.clone();
+        match progress.phase {
+            Phase::Failed(failure) => Err(failure),
+            _ => Ok(progress),
+        }
+    }
+
+    /// Whether this is the same transfer as that.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A reader of `[start, end)`; `end` `None` is the end of the blob. Fails when the blob goes through a window that
+    /// has moved on past `start`.
+    pub fn reader(&self, start: u64, end: Option<u64>) -> Result<Reader, Failure> {
+        let cursor = Arc::new(AtomicU64::new(start));
+        let mut window = self.0.window();
+        if window.from.is_some_and(|from| window.start > from && start < window.start) {
+            return Err(Failure::Behind);
+        }
+        if window.readers.len().is_power_of_two() {
+            // Ranged clients come and go by the thousand: forget those who left, now and then.
+            window.readers.retain(|reader| reader.strong_count() > 0);
+        }
+        window.readers.push(Arc::downgrade(&cursor));
+        drop(window);
+        // A writer may wait for somebody to want its bytes at all.
+        self.0.moved.notify_one();
+        Ok(Reader { progress: self.0.progress.subscribe(), shared: self.0.clone(), cursor, position: start, end })
+    }
+
+    /// Whether it goes to the disk; what does not is gone when it has been read.
+    pub fn is_stored(&self) -> bool {
+        self.0.window().from.is_none()
+    }
+
+    /// Whether a reader that starts at the beginning can still be served.
+    pub(crate) fn serves_from_start(&self) -> bool {
+        let window = self.0.window();
+        window.from.is_none_or(|from| window.start == from)
+    }
+}
+
+impl Shared {
+    /// A poisoned lock only says that another thread panicked; the window is changed in single steps.
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One client's way through a growing blob.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    progress: watch::Receiver<Progress>,
+    cursor: Arc<AtomicU64>,
+    position: u64,
+    end: Option<u64>,
+}
+
+/// What a reader finds at its position.
+enum Step {
+    Bytes(Bytes),
+    File(Arc<File>, u64),
+    End,
+    Wait,
+}
+
+impl Reader {
+    /// The next bytes, as soon as there are any; `None` at the end of the range, which for an open range is the verified
+    /// end of the blob. Cancel-safe: nothing is taken before it is returned.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let bytes = match self.step()? {
+                Step::Bytes(bytes) => bytes,
+                Step::End => return Ok(None),
+                Step::Wait => {
+                    self.progress.changed().await.map_err(|_| Failure::Abandoned)?;
+                    continue;
+                }
+                Step::File(file, max) => self.read(file, max).await?,
+            };
+            self.position += bytes.len() as u64;
+            // Who has all of its range needs nothing of the window any more, however slowly the client takes it.
+            let done = self.end.is_some_and(|end| self.position >= end);
+            self.cursor.store(if done { u64::MAX } else { self.position }, Ordering::Release);
+            self.shared.moved.notify_one();
+            return Ok(Some(bytes));
+        }
+    }
+
+    fn step(&mut self) -> Result<Step, Failure> {
+        let progress = self.progress.borrow_and_update();
+        let whole = matches!(progress.phase, Phase::Whole);
+        if self.end.is_some_and(|end| self.position >= end) || whole && self.position >= progress.ready {
+            return Ok(Step::End);
+        }
+        if self.position >= progress.ready {
+            return match &progress.phase {
+                Phase::Failed(failure) => Err(failure.clone()),
+                _ => Ok(Step::Wait),
+            };
+        }
+        let upto = self.end.unwrap_or(u64::MAX).min(progress.ready);
+        drop(progress);
+        let window = self.shared.window();
+        match window.from {
+            Some(from) if self.position >= from => window.read(self.position, upto).map(Step::Bytes),
+            Some(from) => self.in_file(upto.min(from)),
+            None => self.in_file(upto),
+        }
+    }
+
+    fn in_file(&self, upto: u64) -> Result<Step, Failure> {
+        let file = self.shared.file.get().ok_or(Failure::Abandoned)?;
+        Ok(Step::File(file.clone(), upto - self.position))
+    }
+
+    async fn read(&self, file: Arc<File>, max: u64) -> Result<Bytes, Failure> {
+        let offset = self.position;
+        let failed = |error: io::Error| Failure::Disk(error.kind());
+        let bytes = match pool::read_now(&file, offset, max).map_err(failed)? {
+            Some(bytes) => bytes,
+            None => tokio::task::spawn_blocking(move || pool::read_blocking(&file, offset, max))
+                .await
+                .map_err(|_| Failure::Abandoned)?
+                .map_err(failed)?,
+        };
+        if bytes.is_empty() {
+            // The writer said that they are there: somebody truncated the file.
+            return Err(Failure::Disk(io::ErrorKind::UnexpectedEof));
+        }
+        Ok(bytes)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // A writer that waits for this reader need not any more.
+        self.cursor.store(u64::MAX, Ordering::Release);
+        self.shared.moved.notify_one();
+    }
+}
+
+impl Window {
+    fn read(&self, position: u64, upto: u64) -> Result<Bytes, Failure> {
+        let mut offset = self.start;
+        for chunk in &self.chunks {
+            let end = offset + chunk.len() as u64;
+            if position >= offset && position < end {
+                let from = usize::try_from(position - offset).unwrap_or(usize::MAX);
+                let to = usize::try_from(upto.min(end) - offset).unwrap_or(usize::MAX);
+                return Ok(chunk.slice(from..to));
+            }
+            offset = end;
+        }
+        Err(Failure::Behind)
+    }
+
+    /// The position of the slowest reader, `None` when nobody reads. Who was cut off is no reader any more, though it may
+    /// learn that only when its client takes what it has: the others do not wait for it a second time.
+    fn slowest(&mut self) -> Option<u64> {
+        self.readers.retain(|reader| reader.strong_count() > 0);
+        let positions = self.readers.iter().filter_map(Weak::upgrade).map(|cursor| cursor.load(Ordering::Acquire));
+        let was_cut = self.from.is_some_and(|from| self.start > from);
+        positions.filter(|&position| position != u64::MAX && !(was_cut && position < self.start)).min()
+    }
+
+    fn forget_before(&mut self, position: u64) {
+        while let Some(chunk) = self.chunks.front()
+            && self.start + chunk.len() as u64 <= position
+        {
+            self.start += chunk.len() as u64;
+            self.len -= chunk.len() as u64;
+            self.chunks.pop_front();
+        }
+    }
+}
+
+/// Whether a window still has room, or why not.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// The next bytes fit.
+    Free,
+    /// The slowest reader still needs what is there.
+    Full,
+    /// Nobody reads any more.
+    Unwanted,
+}
+
+impl Writer {
+    /// The readers' side of the same blob.
+    pub(crate) fn growing(&self) -> Growing {
+        Growing(self.0.clone())
+    }
+
+    /// The upstream answered: so many bytes will come, into this file; without a file they go through a window.
+    pub(crate) fn open(&self, size: Option<u64>, file: Option<Arc<File>>) {
+        match file {
+            Some(file) => drop(self.0.file.set(file)),
+            None => self.leave_file(0),
+        }
+        self.0.progress.send_modify(|progress| {
+            progress.size = size;
+            progress.phase = Phase::Flowing;
+        });
+    }
+
+    /// So many bytes from the start are readable; the tail of them is held back.
+    pub(crate) fn arrived(&self, upto: u64) {
+        self.0.progress.send_if_modified(|progress| {
+            let released = match progress.size {
+                Some(size) => upto.min(size.saturating_sub(TAIL)),
+                None => upto.saturating_sub(TAIL),
+            };
+            let moved = released > progress.ready;
+            progress.ready = progress.ready.max(released);
+            moved
+        });
+    }
+
+    /// Whether any byte has been released to readers.
+    pub(crate) fn has_released(&self) -> bool {
+        self.0.progress.borrow().ready > 0
+    }
+
+    /// From `offset` on bytes cannot be stored: they go through the window.
+    pub(crate) fn leave_file(&self, offset: u64) {
+        let mut window = self.0.window();
+        window.from = Some(offset);
+        window.start = offset;
+    }
+
+    /// Puts bytes into the window, for readers to have when [`Writer::arrived`] says so.
+    pub(crate) fn push(&self, bytes: Bytes) {
+        let mut window = self.0.window();
+        window.len += bytes.len() as u64;
+        window.chunks.push_back(bytes);
+    }
+
+    /// Forgets what every reader has had. The held-back tail counts as needed: nobody could have had it.
+    pub(crate) fn room(&self) -> Room {
+        let mut window = self.0.window();
+        let Some(slowest) = window.slowest() else { return Room::Unwanted };
+        window.forget_before(slowest);
+        if window.len < WINDOW_BYTES_MAX { Room::Free } else { Room::Full }
+    }
+
+    /// Where the slowest reader of the window is.
+    pub(crate) fn slowest(&self) -> Option<u64> {
+        self.0.window().slowest()
+    }
+
+    /// Forgets the older half of the window although a reader still needs it.
+    pub(crate) fn cut_slowest(&self) {
+        let ready = self.0.progress.borrow().ready;
+        let mut window = self.0.window();
+        // What nobody could have had yet is not forgotten: its readers wait for it, and would wait for ever.
+        let position = (window.start + WINDOW_BYTES_MAX / 2).min(ready);
+        window.forget_before(position);
+    }
+
+    /// Waits until a reader took bytes or left.
+    pub(crate) async fn reader_moved(&self) {
+        self.0.moved.notified().await;
+    }
+
+    /// All bytes are here and hash to the digest: readers may have the rest.
+    pub(crate) fn finish(&self, size: u64) {
+        self.0.progress.send_modify(|progress| {
+            *progress = Progress { phase: Phase::Whole, size: Some(size), ready: size };
+        });
+    }
+
+    /// The blob will not be whole.
+    pub(crate) fn fail(&self, failure: Failure) {
+        self.0.progress.send_if_modified(|progress| {
+            let open = matches!(progress.phase, Phase::Opening | Phase::Flowing);
+            if open {
+                progress.phase = Phase::Failed(failure);
+            }
+            open
+        });
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.fail(Failure::Abandoned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn digest() -> Digest {
+        Digest::sha256_of(b"")
+    }
+
+    async fn rest(reader: &mut Reader) -> Result<u64, Failure> {
+        let mut total = 0;
+        while let Some(bytes) = reader.next().await? {
+            total += bytes.len() as u64;
+        }
+        Ok(total)
+    }
+
+    #[tokio::test]
+    async fn the_tail_is_held_back_until_it_is_verified() {
+        let (writer, growing) = growing(digest());
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        let size = TAIL + 10;
+        file.set_len(size).expect("grows");
+        writer.open(Some(size), Some(file));
+        writer.arrived(size);
+        let mut reader = growing.reader(0, None).expect("a reader");
+        assert_eq!(reader.next().await.expect("bytes").expect("some").len(), 10);
+        assert!(futures_util::poll!(std::pin::pin!(reader.next())).is_pending());
+        writer.finish(size);
+        assert_eq!(rest(&mut reader).await.expect("whole"), TAIL);
+    }
+
+    #[tokio::test]
+    async fn a_vanished_writer_is_a_failure_for_all_who_wait() {
+        let (writer, growing) = growing(digest());
+        writer.open(Some(100), Some(Arc::new(tempfile::tempfile().expect("a file"))));
+        let mut reader = growing.reader(0, None).expect("a reader");
+        drop(writer);
+        assert!(matches!(reader.next().await, Err(Failure::Abandoned)));
+        assert!(matches!(growing.whole().await, Err(Failure::Abandoned)));
+    }
+
+    #[tokio::test]
+    async fn a_range_of_a_growing_blob_ends_where_it_should() {
+        let (writer, growing) = growing(digest());
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        file.write_all_at(&[7; 100], 0).expect("writes");
+        writer.open(Some(TAIL * 2), Some(file));
+        let mut reader = growing.reader(10, Some(20)).expect("a reader");
+        assert!(futures_util::poll!(std::pin::pin!(reader.next())).is_pending());
+        writer.arrived(100);
+        assert_eq!(rest(&mut reader).await.expect("the range"), 10);
+    }
+
+    #[tokio::test]
+    async fn a_window_serves_its_readers_and_waits_for_the_slowest() {
+        let (writer, growing) = growing(digest());
+        let mut fast = growing.reader(0, None).expect("a reader");
+        let mut slow = growing.reader(0, None).expect("a reader");
+        writer.open(Some(100 << 20), None);
+        let chunk = 1 << 20;
+        for _ in 0..WINDOW_BYTES_MAX / chunk {
+            assert_eq!(writer.room(), Room::Free);
+            writer.push(Bytes::from(vec![1; usize::try_from(chunk).expect("small")]));
+        }
+        writer.arrived(WINDOW_BYTES_MAX);
+        for _ in 0..2 {
+            fast.next().await.expect("bytes");
+        }
+        assert_eq!(writer.room(), Room::Full);
+        slow.next().await.expect("bytes");
+        assert_eq!(writer.room(), Room::Free);
+        assert!(matches!(growing.reader(0, None), Err(Failure::Behind)), "the first chunk is gone");
+        assert!(!growing.serves_from_start());
+        writer.cut_slowest();
+        assert!(matches!(slow.next().await, Err(Failure::Behind)));
+        drop((fast, slow));
+        assert_eq!(writer.room(), Room::Unwanted);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_the_file_and_what_is_in_the_window_read_as_one() {
+        let (writer, growing) = growing(digest());
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        file.write_all_at(b"abc", 0).expect("writes");
+        let mut reader = growing.reader(0, None).expect("a reader");
+        writer.open(Some(6), Some(file));
+        writer.leave_file(3);
+        writer.push(Bytes::from_static(b"def"));
+        writer.finish(6);
+        assert_eq!(reader.next().await.expect("bytes").expect("some"), "abc");
+        assert_eq!(reader.next().await.expect("bytes").expect("some"), "def");
+        assert!(reader.next().await.expect("ends").is_none());
+    }
+}

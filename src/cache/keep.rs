@@ -1,0 +1,338 @@
+//! Keeping and forgetting: manifests, tags and links, and the count of what is held.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::admit::{Kept, NotStored};
+use super::blobs::{BlobFile, Blobs, total_bytes};
+use super::flight::Flights;
+use super::folder::{Durability, Folder, Stamp, sync_dir};
+use super::hot::{Hot, Links};
+use super::index::{Entry, Index, Opened};
+use super::pins::Pins;
+use super::repos::Repos;
+use super::space::Space;
+use super::{Cache, Config, FolderError, HeldManifest, Inner, MaxSize, named_by, tag_known_now};
+use crate::observe::Metrics;
+use crate::oci::{Digest, Manifest, MediaType, Repository, Tag};
+
+/// How often the uses of blobs are written to the index: what a crash may forget of the order of eviction.
+const FLUSH_USES_EVERY: Duration = Duration::from_secs(30);
+
+/// The file that says that the last run wrote its index before it ended, and how many bytes are held by it: an index that
+/// does not add up to them was damaged since, or is another.
+const CLEAN: &str = "CLEAN";
+
+impl Cache {
+    /// Opens the data folder; the count of what is held goes on in the background. Blocks: call it before serving.
+    pub fn open(config: &Config, metrics: Metrics, tasks: TaskTracker, stop: CancellationToken) -> Result<Self, FolderError> {
+        let folder = Folder::open(&config.dir)?;
+        let total = total_bytes(folder.root()).unwrap_or(u64::MAX);
+        let max = match config.max_size {
+            MaxSize::Bytes(bytes) => bytes,
+            MaxSize::Percent(percent) => total / 100 * u64::from(percent),
+        };
+        let clean = take_clean(folder.root());
+        let (index, opened) = Index::open(&folder.root().join("index"));
+        let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
+        let cache = Self(Arc::new(Inner {
+            blobs: Blobs::new(folder.clone()),
+            repos: Repos::new(folder.clone()),
+            folder,
+            index,
+            hot: Hot::new(config.memory),
+            flights: Flights::default(),
+            pins: Pins::default(),
+            space,
+            evicting: tokio::sync::Mutex::new(()),
+            complete: AtomicBool::new(false),
+            metrics,
+            tasks,
+            stop,
+        }));
+        cache.count_in_background(clean.filter(|_| opened == Opened::Kept));
+        cache.flush_in_background();
+        Ok(cache)
+    }
+
+    /// Writes what is only in memory. When all work is `done`, the count of the files included, the next start believes the
+    /// index.
+    pub fn close(&self, done: bool) {
+        let inner = &*self.0;
+        inner.index.flush();
+        let held = format!("{}\n", inner.space.held());
+        if done
+            && inner.complete.load(Ordering::Acquire)
+            && inner.index.is_durable()
+            && let Err(error) = inner.folder.publish(&inner.folder.root().join(CLEAN), held.as_bytes(), Durability::Synced)
+        {
+            tracing::warn!(%error, "the clean stop cannot be noted; the next start counts its files again");
+        }
+    }
+
+    fn count_in_background(&self, clean: Option<u64>) {
+        let (cache, stop) = (self.clone(), self.0.stop.clone());
+        self.0.tasks.spawn_blocking(move || cache.count(clean, &stop));
+    }
+
+    fn flush_in_background(&self) {
+        let cache = self.clone();
+        self.0.tasks.spawn(async move {
+            let mut every = tokio::time::interval(FLUSH_USES_EVERY);
+            while cache.0.stop.run_until_cancelled(every.tick()).await.is_some() {
+                let cache = cache.clone();
+                // A panic in there is the index's own, and caught there.
+                let _ = tokio::task::spawn_blocking(move || cache.0.index.flush_uses()).await;
+            }
+        });
+    }
+
+    /// Adds up what is held. An index that does not add up to what was noted when it was closed is first held against the
+    /// files, both ways.
+    pub(super) fn count(&self, clean: Option<u64>, stop: &CancellationToken) {
+        let inner = &*self.0;
+        if let Some(noted) = clean {
+            let mut held = 0;
+            inner.index.each(|_, entry| held += entry.size);
+            if held == noted {
+                inner.space.found(held);
+                inner.complete.store(true, Ordering::Release);
+                inner.space.set_counted();
+                return;
+            }
+        }
+        let started = std::time::Instant::now();
+        let mut gone = Vec::new();
+        inner.index.each(|digest, entry| {
+            inner.space.found(entry.size);
+            if !stop.is_cancelled() && !inner.blobs.path(&digest).exists() {
+                gone.push(digest);
+            }
+        });
+        if inner.index.take_lost() {
+            // It failed while it was read: what it said so far is not all.
+            inner.space.forget();
+            return self.count(None, stop);
+        }
+        for digest in &gone {
+            self.forget(digest);
+        }
+        let mut added = 0_u64;
+        let walked = inner.blobs.walk(stop, |digest, size, used| {
+            let used = u64::try_from(used).unwrap_or(0).saturating_mul(1_000);
+            if inner.index.put_new(&digest, Entry { size, used, stamp: Stamp::default() }) {
+                inner.space.found(size);
+                added += 1;
+            }
+        });
+        if stop.is_cancelled() {
+            return;
+        }
+        if let Err(error) = &walked {
+            tracing::error!(%error, "the blobs cannot all be counted; the size limit may be passed until the next start");
+        }
+        inner.complete.store(walked.is_ok(), Ordering::Release);
+        inner.metrics.index_rebuilt();
+        let seconds = started.elapsed().as_secs_f64();
+        tracing::info!(added, removed = gone.len(), seconds, "the index was held against the files");
+        inner.space.set_counted();
+    }
+
+    /// A held blob was verified in the state in which it was opened. Blocks.
+    pub(crate) fn trust(&self, file: &BlobFile) {
+        let entry = Entry { size: file.stamp.size, used: now(), stamp: file.stamp };
+        if self.0.index.put(&file.digest, entry) {
+            self.0.space.found(entry.size);
+        }
+    }
+
+    /// A held blob does not hash to its name: it is moved to `quarantine/` and counted. Blocks.
+    pub(crate) fn set_aside(&self, digest: &Digest) {
+        let inner = &*self.0;
+        inner.metrics.verify_failed();
+        tracing::error!(%digest, "a blob on disk does not hash to its name; it is moved to quarantine/ and fetched again. Check the disk");
+        inner.hot.forget(digest);
+        if let Err(error) = inner.blobs.quarantine(digest) {
+            tracing::error!(%digest, %error, "the bad blob cannot be moved to quarantine/; it is removed");
+            if let Err(error) = inner.blobs.remove(digest) {
+                tracing::error!(%digest, %error, "the bad blob cannot be removed either; it is not served");
+                inner.blobs.shun(digest);
+            }
+        }
+        self.forget(digest);
+    }
+
+    /// A held blob cannot be read: what is known of its state counts no more. Blocks.
+    pub(super) fn distrust(&self, digest: &Digest) {
+        self.0.hot.forget(digest);
+        self.0.index.distrust(digest);
+    }
+
+    /// Forgets a blob whose file somebody removed. For the holder of its permit: nobody commits it meanwhile.
+    pub(super) fn forget_vanished(&self, digest: &Digest) {
+        if matches!(self.0.blobs.open(digest), Ok(None)) {
+            self.forget(digest);
+        }
+    }
+
+    /// A blob is gone: what was known of it is dropped.
+    pub(super) fn forget(&self, digest: &Digest) {
+        if let Some(entry) = self.0.index.remove(digest) {
+            self.0.space.gone(entry.size);
+        }
+    }
+
+    pub(super) fn touch(&self, digest: &Digest) {
+        self.0.index.touch(digest, now());
+    }
+
+    /// Holds a verified manifest for a repository in memory, and shows what it names: it can be served from now on.
+    pub(crate) async fn hold_manifest(&self, repository: &Repository, digest: &Digest, manifest: &Manifest, bytes: &[u8]) -> HeldManifest {
+        let bytes = self.0.hot.hold_content(digest, bytes);
+        self.0.hot.hold_manifest(repository, digest, &manifest.media_type);
+        let (cache, owner, named) = (self.clone(), repository.clone(), named_by(digest, manifest));
+        let show = move || {
+            let links = cache.links(&owner);
+            links.lock().unwrap_or_else(PoisonError::into_inner).extend(named);
+            cache.0.hot.links_grew(&owner, &links);
+        };
+        let _ = tokio::task::spawn_blocking(show).await;
+        HeldManifest { bytes, media_type: manifest.media_type.clone() }
+    }
+
+    /// Keeps a verified manifest for a repository on disk. A disk that fails costs only the keeping.
+    pub(crate) async fn keep_manifest(&self, repository: &Repository, digest: &Digest, media_type: &MediaType, bytes: Bytes) {
+        let kept = self.admit(Some(bytes.len() as u64)).await;
+        let (cache, repository, digest, media_type) = (self.clone(), repository.clone(), *digest, media_type.clone());
+        let keep = move || {
+            if let Err(error) = cache.store_manifest(kept, &repository, &digest, &media_type, &bytes) {
+                tracing::error!(%repository, %digest, %error, "a manifest cannot be stored; it is served from memory");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(keep).await;
+    }
+
+    fn store_manifest(
+        &self,
+        kept: Result<Kept, NotStored>,
+        repository: &Repository,
+        digest: &Digest,
+        media_type: &MediaType,
+        bytes: &[u8],
+    ) -> Result<(), NotStored> {
+        use std::os::unix::fs::FileExt;
+        // Another repository may have brought it already.
+        if self.0.blobs.open(digest)?.is_none() {
+            let kept = kept?;
+            kept.file().write_all_at(bytes, 0)?;
+            self.commit(kept, digest, bytes.len() as u64)?;
+        }
+        self.0.repos.set_manifest(repository, digest, media_type)?;
+        Ok(())
+    }
+
+    /// The upstream says that a tag points here now.
+    pub(crate) async fn keep_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) {
+        let known = tag_known_now(*digest);
+        let before = self.0.hot.tag(repository, tag);
+        self.0.hot.hold_tag(repository, tag, Some(known));
+        let moved = before.is_none_or(|before| before.record.digest != *digest);
+        let durability = if moved { Durability::Synced } else { Durability::Renamed };
+        let (cache, repository, tag) = (self.clone(), repository.clone(), tag.clone());
+        let write = move || {
+            if let Err(error) = cache.0.repos.set_tag(&repository, &tag, &known.record, durability) {
+                tracing::error!(%repository, %tag, %error, "a tag cannot be stored; it is kept in memory");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(write).await;
+    }
+
+    /// The upstream says that a tag is gone.
+    pub(crate) async fn drop_tag(&self, repository: &Repository, tag: &Tag) {
+        self.0.hot.hold_tag(repository, tag, None);
+        let (cache, repository, tag) = (self.clone(), repository.clone(), tag.clone());
+        let remove = move || {
+            if let Err(error) = cache.0.repos.remove_tag(&repository, &tag) {
+                tracing::error!(%repository, %tag, %error, "a tag that is gone upstream cannot be removed");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(remove).await;
+    }
+
+    /// The upstream showed a blob in a repository, though no held manifest names it.
+    pub(crate) async fn link_blob(&self, repository: &Repository, digest: &Digest) {
+        let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
+        let link = move || {
+            let links = cache.links(&repository);
+            if !links.lock().unwrap_or_else(PoisonError::into_inner).insert(digest) {
+                return;
+            }
+            cache.0.hot.links_grew(&repository, &links);
+            if let Err(error) = cache.0.repos.set_blob(&repository, &digest) {
+                tracing::error!(%repository, %digest, %error, "a blob's link cannot be stored; the upstream is asked again after a restart");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(link).await;
+    }
+
+    /// Whether anybody may see a repository upstream, to be known offline too.
+    pub(crate) async fn note_public(&self, repository: &Repository, public: bool) {
+        let (cache, repository) = (self.clone(), repository.clone());
+        let note = move || {
+            if let Err(error) = cache.0.repos.set_public(&repository, public) {
+                tracing::error!(%repository, %error, "it cannot be noted whether the repository is public");
+            }
+        };
+        let _ = tokio::task::spawn_blocking(note).await;
+    }
+
+    /// What a repository shows, from its manifests. Blocks.
+    pub(super) fn links(&self, repository: &Repository) -> Links {
+        self.0.hot.links_or(repository, || self.read_links(repository))
+    }
+
+    fn read_links(&self, repository: &Repository) -> HashSet<Digest> {
+        let inner = &*self.0;
+        let failed = |error: io::Error| {
+            tracing::error!(%repository, %error, "the links of a repository cannot be read; the upstream is asked instead");
+            Vec::new()
+        };
+        let mut shown = HashSet::new();
+        for digest in inner.repos.manifests(repository).unwrap_or_else(failed) {
+            let Some(bytes) = self.load_small(&digest) else { continue };
+            let media_type = inner.repos.manifest(repository, &digest).ok().flatten();
+            if let Ok(manifest) = Manifest::parse(&bytes, media_type.as_ref().map(MediaType::as_str)) {
+                shown.extend(named_by(&digest, &manifest));
+            }
+        }
+        shown.extend(inner.repos.blobs(repository).unwrap_or_else(failed));
+        shown
+    }
+}
+
+/// How many bytes the last run noted as held when it ended properly. The note is for one start.
+fn take_clean(root: &std::path::Path) -> Option<u64> {
+    let path = root.join(CLEAN);
+    let noted = std::fs::read_to_string(&path).ok();
+    std::fs::remove_file(&path).ok()?;
+    // After a power cut the word of an earlier run would be taken for this one's.
+    sync_dir(root).ok()?;
+    noted?.trim().parse().ok()
+}
+
+/// Whether a repository's links have a digest.
+pub(super) fn contains(links: &Links, digest: &Digest) -> bool {
+    links.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+}
+
+/// Milliseconds since 1970. A clock that is wrong disturbs the order of eviction and nothing else.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+}

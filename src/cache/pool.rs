@@ -1,0 +1,105 @@
+//! Buffers for reading files, used again and again: a fresh allocation for each read costs as much as the copy.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use rustix::io::{Errno, ReadWriteFlags};
+
+/// Bytes a read asks for. Larger gains nothing on loopback and costs memory on each of a thousand slow connections.
+pub(crate) const READ_BYTES: usize = 64 << 10;
+
+/// Buffers kept for later: 16 MiB, what 256 connections have in hand at once.
+const KEPT_MAX: usize = 256;
+
+static FREE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+/// A buffer that goes back to the pool when the last reference to its bytes is dropped.
+struct Pooled {
+    buffer: Box<[u8]>,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Pooled {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        if let Ok(mut free) = FREE.lock()
+            && free.len() < KEPT_MAX
+            && !buffer.is_empty()
+        {
+            free.push(buffer);
+        }
+    }
+}
+
+fn take() -> Pooled {
+    let kept = FREE.lock().ok().and_then(|mut free| free.pop());
+    Pooled { buffer: kept.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()), len: 0 }
+}
+
+/// Reads up to `max` bytes at `offset` without waiting for the disk: `None` says that it would have to wait.
+/// Fewer bytes than asked for is normal; none is the end of the file.
+pub(crate) fn read_now(file: &File, offset: u64, max: u64) -> io::Result<Option<Bytes>> {
+    let mut pooled = take();
+    let len = clamp(max);
+    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut pooled.buffer[..len])], offset, ReadWriteFlags::NOWAIT);
+    match read {
+        Ok(read) => {
+            pooled.len = read;
+            Ok(Some(Bytes::from_owner(pooled)))
+        }
+        // Cold pages; or a file system that cannot say (tmpfs on old kernels, network file systems), or a sandbox without the call.
+        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads up to `max` bytes at `offset`, waiting for the disk: only for the blocking pool.
+pub(crate) fn read_blocking(file: &File, offset: u64, max: u64) -> io::Result<Bytes> {
+    let mut pooled = take();
+    let len = clamp(max);
+    pooled.len = loop {
+        match rustix::io::pread(file, &mut pooled.buffer[..len], offset) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    Ok(Bytes::from_owner(pooled))
+}
+
+fn clamp(max: u64) -> usize {
+    usize::try_from(max).unwrap_or(READ_BYTES).min(READ_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn both_reads_give_the_same_bytes_and_an_empty_end() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"0123456789").expect("writes");
+        assert_eq!(read_blocking(&file, 2, 3).expect("reads"), "234");
+        if let Some(bytes) = read_now(&file, 2, 3).expect("reads") {
+            assert_eq!(bytes, "234");
+        }
+        assert!(read_blocking(&file, 10, 3).expect("reads").is_empty());
+    }
+
+    #[test]
+    fn a_buffer_comes_back() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(READ_BYTES as u64).expect("grows");
+        drop(read_blocking(&file, 0, u64::MAX).expect("reads"));
+        assert!(!FREE.lock().expect("not poisoned").is_empty());
+    }
+}

@@ -1,0 +1,240 @@
+//! What a repository holds: its tags and its links, one small file each, under `repos/<registry>/<name>/`.
+//!
+//! `_tags/<tag>` says which digest a tag pointed at, and when the upstream last confirmed it. `_manifests/<digest>` says
+//! that a manifest belongs to the repository, and its media type: two repositories may give the same bytes two types.
+//! `_blobs/<digest>` links a blob that no held manifest names. `_public` says that anybody may see the repository
+//! upstream. They are files so that tags and images survive the loss of the index.
+//!
+//! No component of a repository name starts with an underscore, so no name can reach these folders.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::folder::{Durability, Folder, create_dir, open_existing, sync_dir};
+use crate::oci::{Algorithm, Digest, MediaType, Repository, Tag};
+
+/// A tag or link file is never larger, in bytes; what is larger is not ours.
+const RECORD_BYTES_MAX: u64 = 4 << 10;
+
+/// The repositories of a data folder.
+#[derive(Clone)]
+pub(crate) struct Repos {
+    folder: Folder,
+}
+
+/// Where a tag pointed, and when that was last certain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// When the upstream last said so, by this machine's clock.
+    pub checked: SystemTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawTag {
+    digest: String,
+    /// Seconds since 1970.
+    checked: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawManifest {
+    #[serde(rename = "mediaType")]
+    media_type: String,
+}
+
+impl Repos {
+    /// The repositories in this folder.
+    pub(crate) fn new(folder: Folder) -> Self {
+        Self { folder }
+    }
+
+    /// Where a tag pointed. A file that cannot be understood counts as none: the upstream is asked again.
+    pub(crate) fn tag(&self, repository: &Repository, tag: &Tag) -> io::Result<Option<TagRecord>> {
+        let Some(text) = read(&self.tags(repository).join(tag.as_str()))? else { return Ok(None) };
+        let Ok(raw) = serde_json::from_slice::<RawTag>(&text) else { return Ok(None) };
+        let Ok(digest) = Digest::parse(&raw.digest) else { return Ok(None) };
+        Ok(Some(TagRecord { digest, checked: UNIX_EPOCH + Duration::from_secs(raw.checked.min(1 << 40)) }))
+    }
+
+    /// Notes where a tag points. A move is made durable; a mere confirmation is not, since its loss costs one question.
+    pub(crate) fn set_tag(&self, repository: &Repository, tag: &Tag, record: &TagRecord, durability: Durability) -> io::Result<()> {
+        let checked = record.checked.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let raw = RawTag { digest: record.digest.to_string(), checked };
+        self.put(&self.tags(repository), tag.as_str(), &serde_json::to_vec(&raw)?, durability)
+    }
+
+    /// Forgets a tag that the upstream says is gone.
+    pub(crate) fn remove_tag(&self, repository: &Repository, tag: &Tag) -> io::Result<()> {
+        gone_is_fine(fs::remove_file(self.tags(repository).join(tag.as_str())))
+    }
+
+    /// The tags that are held, in lexical order.
+    pub(crate) fn list_tags(&self, repository: &Repository) -> io::Result<Vec<Tag>> {
+        let mut tags = names(&self.tags(repository))?.iter().filter_map(|name| Tag::parse(name).ok()).collect::<Vec<_>>();
+        tags.sort();
+        Ok(tags)
+    }
+
+    /// The media type of a manifest in this repository, if it belongs to it.
+    pub(crate) fn manifest(&self, repository: &Repository, digest: &Digest) -> io::Result<Option<MediaType>> {
+        let Some(text) = read(&self.link(repository, "_manifests", digest))? else { return Ok(None) };
+        let raw = serde_json::from_slice::<RawManifest>(&text).ok();
+        Ok(raw.and_then(|raw| MediaType::parse(&raw.media_type).ok()))
+    }
+
+    /// Notes that a manifest belongs to this repository.
+    pub(crate) fn set_manifest(&self, repository: &Repository, digest: &Digest, media_type: &MediaType) -> io::Result<()> {
+        let raw = RawManifest { media_type: media_type.to_string() };
+        let path = self.link(repository, "_manifests", digest);
+        self.put_path(&path, &serde_json::to_vec(&raw)?)
+    }
+
+    /// Every manifest that belongs to this repository.
+    pub(crate) fn manifests(&self, repository: &Repository) -> io::Result<Vec<Digest>> {
+        self.links(repository, "_manifests")
+    }
+
+    /// Every blob that was linked by itself.
+    pub(crate) fn blobs(&self, repository: &Repository) -> io::Result<Vec<Digest>> {
+        self.links(repository, "_blobs")
+    }
+
+    /// Links a blob that no manifest of this repository names.
+    pub(crate) fn set_blob(&self, repository: &Repository, digest: &Digest) -> io::Result<()> {
+        self.put_path(&self.link(repository, "_blobs", digest), b"")
+    }
+
+    /// Whether anybody may see this repository upstream, as far as was last known.
+    pub(crate) fn is_public(&self, repository: &Repository) -> io::Result<bool> {
+        Ok(open_existing(&self.dir(repository).join("_public"))?.is_some())
+    }
+
+    /// Notes whether anybody may see this repository upstream.
+    pub(crate) fn set_public(&self, repository: &Repository, public: bool) -> io::Result<()> {
+        if public {
+            return self.put(&self.dir(repository), "_public", b"", Durability::Renamed);
+        }
+        gone_is_fine(fs::remove_file(self.dir(repository).join("_public")))
+    }
+
+    fn dir(&self, repository: &Repository) -> PathBuf {
+        let mut path = self.folder.root().join("repos");
+        path.push(repository.registry.as_str());
+        path.push(repository.name.as_str());
+        path
+    }
+
+    fn tags(&self, repository: &Repository) -> PathBuf {
+        self.dir(repository).join("_tags")
+    }
+
+    fn link(&self, repository: &Repository, kind: &str, digest: &Digest) -> PathBuf {
+        let mut path = self.dir(repository).join(kind);
+        path.push(digest.algorithm().as_str());
+        path.push(digest.hex());
+        path
+    }
+
+    fn links(&self, repository: &Repository, kind: &str) -> io::Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let names = names(&self.dir(repository).join(kind).join(algorithm.as_str()))?;
+            digests.extend(names.iter().filter_map(|hex| Digest::parse(&format!("{}:{hex}", algorithm.as_str())).ok()));
+        }
+        Ok(digests)
+    }
+
+    fn put_path(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        self.put(dir, name, bytes, Durability::Synced)
+    }
+
+    fn put(&self, dir: &Path, name: &str, bytes: &[u8], durability: Durability) -> io::Result<()> {
+        if !dir.is_dir() {
+            create_dir(dir)?;
+            // Every folder on the way may be new: each name must be durable for the file to be found.
+            let root = self.folder.root();
+            for ancestor in dir.ancestors().skip(1).take_while(|ancestor| ancestor.starts_with(root)) {
+                sync_dir(ancestor)?;
+            }
+        }
+        self.folder.publish(&dir.join(name), bytes, durability)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = open_existing(path)? else { return Ok(None) };
+    let mut text = Vec::new();
+    file.take(RECORD_BYTES_MAX).read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Name, Registry};
+
+    fn repository(name: &str) -> Repository {
+        Repository { registry: Registry::parse("registry.example:5000").expect("valid"), name: Name::parse(name).expect("valid") }
+    }
+
+    #[test]
+    fn tags_and_links_are_found_again_and_only_in_their_repository() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let repos = Repos::new(Folder::open(dir.path()).expect("opens"));
+        let (outer, inner) = (repository("a"), repository("a/b"));
+        let tag = Tag::parse("_x").expect("valid");
+        let digest = Digest::sha256_of(b"manifest");
+        let record = TagRecord { digest, checked: UNIX_EPOCH + Duration::from_secs(1_234) };
+        assert_eq!(repos.tag(&outer, &tag).expect("looks"), None);
+        repos.set_tag(&outer, &tag, &record, Durability::Synced).expect("writes");
+        let media_type = MediaType::parse("application/vnd.example+json").expect("valid");
+        repos.set_manifest(&outer, &digest, &media_type).expect("writes");
+        repos.set_blob(&inner, &digest).expect("writes");
+        assert_eq!(repos.tag(&outer, &tag).expect("looks"), Some(record));
+        assert_eq!(repos.list_tags(&outer).expect("lists"), std::slice::from_ref(&tag));
+        assert_eq!(repos.manifest(&outer, &digest).expect("looks"), Some(media_type));
+        assert_eq!(repos.manifests(&outer).expect("lists"), [digest]);
+        assert_eq!(repos.blobs(&inner).expect("lists"), [digest]);
+        assert_eq!(repos.manifest(&inner, &digest).expect("looks"), None);
+        repos.remove_tag(&outer, &tag).expect("removes");
+        repos.remove_tag(&outer, &tag).expect("removes what is gone");
+        assert_eq!(repos.tag(&outer, &tag).expect("looks"), None);
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_counts_as_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let repos = Repos::new(Folder::open(dir.path()).expect("opens"));
+        let (repository, tag) = (repository("a"), Tag::parse("x").expect("valid"));
+        let record = TagRecord { digest: Digest::sha256_of(b""), checked: UNIX_EPOCH };
+        repos.set_tag(&repository, &tag, &record, Durability::Renamed).expect("writes");
+        for noise in [&b""[..], b"{}", b"\xff", br#"{"digest":"sha256:../..","checked":1}"#] {
+            fs::write(dir.path().join("repos/registry.example:5000/a/_tags/x"), noise).expect("writes");
+            assert_eq!(repos.tag(&repository, &tag).expect("looks"), None);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! How much may be held, is held, and is promised to blobs that are arriving.
+//!
+//! Promises: held and promised bytes together never pass the limit once the held ones are counted; a promise is given back
+//! when its holder is dropped.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::blobs::free_bytes;
+use crate::observe::Metrics;
+
+/// The part of the file system that is left free for others, as a fraction and in bytes, whichever is less: a full disk
+/// stops more than millpond.
+const LEAVE_FREE_PART: u64 = 100;
+const LEAVE_FREE_MAX: u64 = 1 << 30;
+
+/// How long a blob waits at the start for the count of what is held, before it goes through without being stored.
+const COUNT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The account of the disk. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Space(Arc<Inner>);
+
+struct Inner {
+    max: u64,
+    leave_free: u64,
+    root: PathBuf,
+    counts: Mutex<Counts>,
+    counted: watch::Sender<bool>,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Counts {
+    held: u64,
+    promised: u64,
+}
+
+/// Bytes promised to a blob that is arriving.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    space: Space,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Space").field("max", &self.0.max).finish_non_exhaustive()
+    }
+}
+
+/// Whether a promise can be given.
+pub(crate) enum Ask {
+    /// Yes.
+    Given(Promise),
+    /// Only when so many bytes are evicted.
+    Evict(u64),
+    /// Never: it is larger than everything together.
+    TooLarge,
+}
+
+impl Space {
+    /// An account of at most `max` bytes on the file system at `root`, which has `total` bytes.
+    pub(crate) fn new(max: u64, root: PathBuf, total: u64, metrics: Metrics) -> Self {
+        let leave_free = (total / LEAVE_FREE_PART).min(LEAVE_FREE_MAX);
+        let (counts, counted) = (Mutex::default(), watch::Sender::new(false));
+        Self(Arc::new(Inner { max, leave_free, root, counts, counted, metrics }))
+    }
+
+    /// Asks for `bytes`. A call to the file system: not for a runtime's worker.
+    pub(crate) fn ask(&self, bytes: u64) -> Ask {
+        let inner = &*self.0;
+        if bytes > inner.max {
+            return Ask::TooLarge;
+        }
+        // What cannot be measured is found out by writing.
+        let free = free_bytes(&inner.root).unwrap_or(u64::MAX);
+        let mut counts = self.lock();
+        let over_limit = counts.held.saturating_add(counts.promised).saturating_add(bytes).saturating_sub(inner.max);
+        // What was promised before has been allocated by now, so the file system has counted it.
+        let over_disk = bytes.saturating_add(inner.leave_free).saturating_sub(free);
+        let short = over_limit.max(over_disk);
+        if short > 0 {
+            return Ask::Evict(short);
+        }
+        counts.promised += bytes;
+        Ask::Given(Promise { space: self.clone(), bytes })
+    }
+
+    /// Whether the held bytes have been counted; waits for it, but not for ever.
+    pub(crate) async fn counted(&self) -> bool {
+        let mut counted = self.0.counted.subscribe();
+        let counted = counted.wait_for(|counted| *counted);
+        matches!(tokio::time::timeout(COUNT_DEADLINE, counted).await, Ok(Ok(_)))
+    }
+
+    /// The held bytes are known from now on.
+    pub(crate) fn set_counted(&self) {
+        self.0.counted.send_replace(true);
+    }
+
+    /// A blob was found that had not been counted.
+    pub(crate) fn found(&self, bytes: u64) {
+        let mut counts = self.lock();
+        counts.held += bytes;
+        self.0.metrics.cache_bytes(counts.held);
+    }
+
+    /// A counted blob is gone.
+    pub(crate) fn gone(&self, bytes: u64) {
+        let mut counts = self.lock();
+        counts.held = counts.held.saturating_sub(bytes);
+        self.0.metrics.cache_bytes(counts.held);
+    }
+
+    /// What was counted is worth nothing any more: it is counted anew.
+    pub(crate) fn forget(&self) {
+        self.lock().held = 0;
+    }
+
+    /// The bytes held.
+    pub(crate) fn held(&self) -> u64 {
+        self.lock().held
+    }
+
+    /// The limit.
+    pub(crate) fn max(&self) -> u64 {
+        self.0.max
+    }
+
+    // A few additions; never held across an await or a call to the disk.
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Promise {
+    /// The promised bytes are now held.
+    pub(crate) fn keep(mut self, size: u64) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut counts = self.space.lock();
+        counts.promised = counts.promised.saturating_sub(bytes);
+        counts.held += size;
+        self.space.0.metrics.cache_bytes(counts.held);
+    }
+
+    /// Takes another promise in.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// How much is promised.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let mut counts = self.space.lock();
+        counts.promised = counts.promised.saturating_sub(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(ask: Ask) -> Promise {
+        match ask {
+            Ask::Given(promise) => promise,
+            _ => panic!("the promise is refused"),
+        }
+    }
+
+    #[test]
+    fn held_and_promised_never_pass_the_limit() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let space = Space::new(100, dir.path().to_owned(), 0, Metrics::new());
+        let mut first = given(space.ask(60));
+        assert!(matches!(space.ask(50), Ask::Evict(10)));
+        assert!(matches!(space.ask(101), Ask::TooLarge));
+        first.join(given(space.ask(40)));
+        assert_eq!(first.bytes(), 100);
+        first.keep(90);
+        assert_eq!(space.held(), 90);
+        assert!(matches!(space.ask(20), Ask::Evict(10)));
+        space.gone(30);
+        drop(given(space.ask(40)));
+        drop(given(space.ask(40)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_uncounted_account_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let space = Space::new(100, dir.path().to_owned(), 0, Metrics::new());
+        assert!(!space.counted().await);
+        space.set_counted();
+        assert!(space.counted().await);
+    }
+}

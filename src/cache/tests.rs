@@ -1,0 +1,97 @@
+//! The cache against its disk: what is removed, changed or unreadable behind its back.
+
+use std::fs;
+
+use super::*;
+
+fn open(dir: &std::path::Path, max_size: u64, stop: &CancellationToken) -> (Cache, TaskTracker) {
+    let tasks = TaskTracker::new();
+    let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(max_size), memory: 0 };
+    (Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens"), tasks)
+}
+
+/// Keeps a blob of so many bytes.
+async fn keep(cache: &Cache, fill: u8, size: usize) -> Digest {
+    use std::os::unix::fs::FileExt;
+    let bytes = vec![fill; size];
+    let digest = Digest::sha256_of(&bytes);
+    let kept = cache.admit(Some(size as u64)).await.expect("room");
+    kept.file().write_all_at(&bytes, 0).expect("writes");
+    cache.commit(kept, &digest, size as u64).expect("commits");
+    digest
+}
+
+#[tokio::test]
+async fn a_blob_that_cannot_be_read_is_verified_before_the_next_client_has_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    let digest = keep(&cache, 1, 100_000).await;
+    let Found::Whole(mut blob) = cache.blob(&digest).await else { panic!("it is held") };
+    // A folder is the one thing that opens and cannot be read.
+    let file = Arc::new(fs::File::open(dir.path()).expect("opens"));
+    blob.file = Arc::new(BlobFile { digest, file, stamp: blob.file.stamp });
+    assert_eq!(blob.read_now(0, 10), None, "an error is for the one that may wait");
+    assert!(blob.read_blocking(0, 10).is_err());
+    let Found::Missing(permit) = cache.blob(&digest).await else { panic!("it is trusted still") };
+    assert!(permit.has_suspect());
+}
+
+#[tokio::test]
+async fn a_bad_blob_that_cannot_be_removed_is_not_held() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    let digest = keep(&cache, 1, 100_000).await;
+    cache.0.blobs.shun(&digest);
+    cache.0.hot.forget(&digest);
+    let Found::Missing(permit) = cache.blob(&digest).await else { panic!("it is served") };
+    assert!(!permit.has_suspect());
+    drop(permit);
+    keep(&cache, 1, 100_000).await;
+    assert!(matches!(cache.blob(&digest).await, Found::Whole(_)));
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_evicted_is_not_asked_for_again_and_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 300_000, &CancellationToken::new());
+    let (stuck, other) = (keep(&cache, 1, 100_000).await, keep(&cache, 2, 100_000).await);
+    // Not even root removes a folder as if it were a file.
+    let path = cache.0.blobs.path(&stuck);
+    fs::remove_file(&path).expect("removes");
+    fs::create_dir(&path).expect("creates");
+    cache.0.index.touch(&other, u64::MAX);
+    keep(&cache, 3, 150_000).await;
+    assert!(!cache.0.blobs.path(&other).exists());
+    assert!(cache.fullness().0 <= 300_000);
+}
+
+#[tokio::test]
+async fn what_was_removed_by_hand_is_counted_no_more() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    let digest = keep(&cache, 1, 100_000).await;
+    fs::remove_file(cache.0.blobs.path(&digest)).expect("removes");
+    assert!(matches!(cache.blob(&digest).await, Found::Missing(_)));
+    assert_eq!(cache.fullness().0, 0);
+}
+
+#[tokio::test]
+async fn the_next_start_believes_only_an_index_that_was_held_against_the_files() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let clean = dir.path().join("CLEAN");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    {
+        let (cache, tasks) = open(dir.path(), 1 << 30, &stop);
+        tasks.close();
+        tasks.wait().await;
+        cache.close(true);
+        assert!(!clean.exists(), "the count was broken off");
+    }
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    assert!(cache.0.space.counted().await);
+    cache.close(false);
+    assert!(!clean.exists(), "somebody still writes");
+    cache.close(true);
+    assert!(clean.exists());
+}

@@ -1,0 +1,132 @@
+//! A batch of bytes on its way: written, released to readers, hashed, in that order, on the blocking pool.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+
+use bytes::{Buf, Bytes};
+
+use crate::cache::Permit;
+use crate::oci::Hasher;
+
+/// Slices that one `pwritev` takes: Linux' own limit.
+const SLICES_MAX: usize = 1_024;
+
+/// Bytes that may gather in memory while a batch is written: the fill then stops reading, and the upstream waits.
+const GATHER_BYTES_MAX: usize = 4 << 20;
+
+/// Pieces that may gather: each costs tens of bytes besides its own, and an upstream may send them one byte long.
+const GATHER_PIECES_MAX: usize = 16 << 10;
+
+/// Bytes in the pieces in which they arrived.
+#[derive(Default)]
+pub(super) struct Batch {
+    chunks: Vec<Bytes>,
+    len: usize,
+}
+
+/// What became of a batch.
+pub(super) struct Work {
+    pub(super) hasher: Hasher,
+    pub(super) written: Written,
+}
+
+/// Where the bytes of a batch are now.
+pub(super) enum Written {
+    /// So many are in the file or in the window.
+    Done(u64),
+    /// The disk refused them; they are hashed, but not readable yet.
+    Refused { batch: Batch, error: io::Error },
+}
+
+impl Batch {
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.len += bytes.len();
+        self.chunks.push(bytes);
+    }
+
+    /// Whether more may gather.
+    pub(super) fn is_hungry(&self) -> bool {
+        self.len < GATHER_BYTES_MAX && self.chunks.len() < GATHER_PIECES_MAX
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Writes to the file at `offset`, or to the window where there is none; releases; hashes. Blocks.
+    pub(super) fn work(self, file: Option<&File>, offset: u64, mut hasher: Hasher, permit: &Permit) -> Work {
+        let written = match file.map(|file| write_vectored_at(file, &self.chunks, offset)) {
+            Some(Ok(())) => {
+                permit.writer().arrived(offset + self.len as u64);
+                Ok(())
+            }
+            Some(Err(error)) => Err(error),
+            None => {
+                self.push_all(permit);
+                permit.writer().arrived(offset + self.len as u64);
+                Ok(())
+            }
+        };
+        for chunk in &self.chunks {
+            hasher.update(chunk);
+        }
+        let written = match written {
+            Ok(()) => Written::Done(self.len as u64),
+            Err(error) => Written::Refused { batch: self, error },
+        };
+        Work { hasher, written }
+    }
+
+    /// Puts a refused batch into the window; says how many bytes that are.
+    pub(super) fn push_to(&self, permit: &Permit) -> u64 {
+        self.push_all(permit);
+        self.len as u64
+    }
+
+    fn push_all(&self, permit: &Permit) {
+        for chunk in &self.chunks {
+            permit.writer().push(chunk.clone());
+        }
+    }
+}
+
+/// Writes all chunks one after the other from `offset` on.
+pub(super) fn write_vectored_at(file: &File, chunks: &[Bytes], mut offset: u64) -> io::Result<()> {
+    let mut rest = chunks.to_vec();
+    let mut first = 0;
+    while first < rest.len() {
+        let slices = rest[first..].iter().take(SLICES_MAX).map(|chunk| IoSlice::new(chunk)).collect::<Vec<_>>();
+        let mut written = match rustix::io::pwritev(file, &slices, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        offset += written as u64;
+        while first < rest.len() && written >= rest[first].len() {
+            written -= rest[first].len();
+            first += 1;
+        }
+        if written > 0 {
+            rest[first].advance(written);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn more_slices_than_one_call_takes_are_all_written() {
+        let file = tempfile::tempfile().expect("a file");
+        let chunks = (0..3_000_u32).map(|n| Bytes::copy_from_slice(&n.to_le_bytes())).collect::<Vec<_>>();
+        write_vectored_at(&file, &chunks, 5).expect("writes");
+        let mut read = vec![0; 12_000];
+        file.read_exact_at(&mut read, 5).expect("reads");
+        assert_eq!(read, chunks.concat());
+    }
+}

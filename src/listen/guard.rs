@@ -1,0 +1,160 @@
+//! The socket of a connection, with the one limit that neither hyper nor the kernel has: a client must go on taking what it asked for.
+//!
+//! [`Guard`] passes everything through. When a write finds the socket full it starts to count; when the connection has been blocked for
+//! [`Limits::stall`](super::Limits::stall) in all and the client has taken less than [`MIN_RATE`](super::MIN_RATE) meanwhile, the write
+//! fails. Time in which nothing is being sent does not count: an upstream may be as slow as it likes. The fast path, a write that the
+//! socket accepts, pays for an addition and a branch.
+//!
+//! Epoll says "there is room" only when a third of the send buffer is free, which a slow but honest client of a 4 MiB buffer takes long to
+//! make. So before it gives up, the guard asks the kernel once more directly, which takes what fits. What then fits may be room that was there
+//! from the start; a client that takes nothing is therefore cut after one to two times the limit.
+//!
+//! It sits below TLS, so that a handshake and a `close_notify` are bound by it as well.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::MIN_RATE;
+
+/// After the last byte was sent: how long what the client still sends is read and thrown away. Closing a socket with unread bytes resets it,
+/// and the reset overtakes the answer: a client that is refused in the middle of an upload would never see why. A second is a round trip to anywhere.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes thrown away at a time.
+const DISCARD: usize = 8 * 1024;
+
+/// A client's socket that gives up on a client that takes nothing.
+pub(super) struct Guard {
+    socket: TcpStream,
+    stall: Duration,
+    /// Since when the socket has been full; None while it accepts.
+    blocked: Option<Instant>,
+    /// How long it was full in this window, before `blocked`.
+    earlier: Duration,
+    /// Bytes accepted in this window.
+    taken: u64,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// The timer has yet to fire. It is set anew only when it fired, not at every blocked write: firing early is cheap and rare.
+    armed: bool,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+impl Guard {
+    pub(super) fn new(socket: TcpStream, stall: Duration) -> Self {
+        Self { socket, stall, blocked: None, earlier: Duration::ZERO, taken: 0, timer: None, armed: false, linger: None }
+    }
+
+    /// The socket took, or had no room for, a part of `offered`.
+    fn after(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>, offered: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Ok(bytes)) => {
+                self.accepted(bytes);
+                Poll::Ready(Ok(bytes))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => self.full(cx, offered),
+        }
+    }
+
+    #[inline]
+    fn accepted(&mut self, bytes: usize) {
+        self.taken += bytes as u64;
+        if let Some(since) = self.blocked.take() {
+            self.earlier += since.elapsed();
+        }
+    }
+
+    /// The socket is full: Pending until the time is up, then a last try, then the end.
+    #[cold]
+    fn full(&mut self, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            let since = *self.blocked.get_or_insert_with(Instant::now);
+            let end = since + self.stall.saturating_sub(self.earlier);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+            if !self.armed {
+                timer.as_mut().reset(end);
+                self.armed = true;
+            }
+            ready!(timer.as_mut().poll(cx));
+            self.armed = false;
+            if Instant::now() < end {
+                continue;
+            }
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let last = match sendmsg(&self.socket, offered, &mut SendAncillaryBuffer::default(), flags) {
+                Ok(bytes) => bytes,
+                Err(Errno::AGAIN) => 0,
+                Err(error) => return Poll::Ready(Err(error.into())),
+            };
+            let taken = self.taken + last as u64;
+            let has_room = last == offered.iter().map(|slice| slice.len()).sum::<usize>();
+            if !has_room && taken < MIN_RATE.saturating_mul(self.stall.as_secs()).max(1) {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the client took {taken} bytes in the {:?} it was waited for", self.stall),
+                )));
+            }
+            (self.earlier, self.taken) = (Duration::ZERO, 0);
+            if last > 0 {
+                self.blocked = None;
+                return Poll::Ready(Ok(last));
+            }
+            // Most was taken at the start of the window, as buffers filled. The next one began when the socket was last full.
+        }
+    }
+}
+
+impl AsyncRead for Guard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Guard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, buf);
+        self.after(cx, written, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.after(cx, written, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    /// Says that no more will come, then reads until the client has said so too, or [`LINGER`] is over.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            self.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        let mut buffer = [0; DISCARD];
+        loop {
+            let mut buf = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut self.socket).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+        }
+        match &mut self.linger {
+            Some(linger) => linger.as_mut().poll(cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}

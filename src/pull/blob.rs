@@ -1,0 +1,204 @@
+//! A blob: held, arriving, or to be fetched; and only for a repository that shows it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::{Answer, BlobAnswer, Error, Pull};
+use crate::cache::{Failure, Found, Growing, Joined, Permit};
+use crate::fill::{self, Opened, Source};
+use crate::observe::{Kind, Outcome};
+use crate::oci::{Digest, Repository};
+use crate::upstream::{self, BlobBody, Flaw, Upstream};
+
+/// How often a client that joined a transfer which then failed tries again: by joining the next, or by being it.
+const TURNS: usize = 3;
+
+impl Pull {
+    pub(super) async fn blob_get(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Answer<BlobAnswer>, Error> {
+        let mut shown = self.0.cache.shows(repository, digest).await;
+        for turn in 1..=TURNS {
+            self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
+            let found = self.0.cache.blob(digest).await;
+            if let Found::Growing(growing) = &found
+                && let Err(failure) = growing.opened().await
+            {
+                // It was another's transfer, perhaps in another repository's name: its failure is not ours.
+                if turn == TURNS {
+                    return Err(Error::of_fill(&failure));
+                }
+                continue;
+            }
+            let here = !matches!(&found, Found::Missing(permit) if !permit.has_suspect());
+            if here && !shown {
+                drop(found);
+                // The bytes are here, but perhaps because of another repository: then this one has to be asked.
+                shown = self.0.cache.shows(repository, digest).await;
+                if !shown {
+                    self.ask_blob(upstream, repository, digest).await?;
+                    shown = true;
+                }
+                continue;
+            }
+            match found {
+                Found::Memory(bytes) => return Ok(Answer { content: BlobAnswer::Memory(bytes), outcome: Outcome::Hit }),
+                Found::Whole(blob) => return Ok(Answer { content: BlobAnswer::Whole(blob), outcome: Outcome::Hit }),
+                Found::Growing(growing) => return Ok(arriving(growing, Outcome::Collapsed)),
+                Found::Missing(permit) => match self.fetch_blob(permit, upstream, repository, shown).await {
+                    Err(failure) if failure.is_of_this_transfer() && turn < TURNS => {}
+                    other => return other.map_err(|failure| self.blob_error(&failure)),
+                },
+            }
+        }
+        Err(Error::Unavailable)
+    }
+
+    async fn fetch_blob(
+        &self,
+        permit: Permit,
+        upstream: &Upstream,
+        repository: &Repository,
+        shown: bool,
+    ) -> Result<Answer<BlobAnswer>, Failure> {
+        // A file that only has to be verified again is held.
+        let outcome = if permit.has_suspect() { Outcome::Hit } else { Outcome::Miss };
+        let (repository, digest) = (repository.clone(), permit.digest());
+        let source = UpstreamBlob { pull: self.clone(), upstream: upstream.clone(), repository, digest, shown };
+        let growing = fill::start(permit, source, self.0.fills.clone());
+        growing.opened().await?;
+        Ok(arriving(growing, outcome))
+    }
+
+    fn blob_error(&self, failure: &Failure) -> Error {
+        match failure {
+            Failure::NotFound if self.offline() => Error::Offline(Kind::Blob),
+            failure => Error::of_fill(failure),
+        }
+    }
+
+    /// HEAD never starts a fill: what is not held is asked about.
+    pub(super) async fn blob_head(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Answer<BlobAnswer>, Error> {
+        let shown = self.0.cache.shows(repository, digest).await;
+        if let Some(size) = self.0.cache.blob_size(digest).await.filter(|_| shown) {
+            return Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit });
+        }
+        let size = self.ask_blob(upstream, repository, digest).await?;
+        Ok(Answer { content: BlobAnswer::Size(size), outcome: Outcome::Passed })
+    }
+
+    /// Whether the upstream shows a blob in a repository; a yes is remembered as a link. One question for all who ask.
+    async fn ask_blob(&self, upstream: &Upstream, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+        if self.offline() {
+            return Err(Error::Offline(Kind::Blob));
+        }
+        self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
+        let (pull, upstream, key) = (self.clone(), upstream.clone(), (repository.clone(), *digest));
+        let ask = || async move {
+            let (repository, digest) = key;
+            // Somebody else may have been answered between our look and our turn.
+            pull.check_absent(&repository, &blob_key(&digest), Kind::Blob)?;
+            let answer = upstream.head_blob(&repository.name, &digest).await;
+            let size = pull
+                .judged(&repository, Kind::Blob, answer)
+                .inspect_err(|error| pull.note_absent(&repository, &blob_key(&digest), error))?;
+            pull.0.cache.link_blob(&repository, &digest).await;
+            Ok(size)
+        };
+        let (_, answer): (Joined, _) = self.0.memory.blobs.run((repository.clone(), *digest), &self.0.tasks, ask).await;
+        answer.unwrap_or(Err(Error::Abandoned))
+    }
+}
+
+fn arriving(growing: Growing, outcome: Outcome) -> Answer<BlobAnswer> {
+    let outcome = if growing.is_stored() { outcome } else { Outcome::Bypass };
+    Answer { content: BlobAnswer::Growing(growing), outcome }
+}
+
+/// A blob may be absent where a manifest of the same digest is not.
+fn blob_key(digest: &Digest) -> String {
+    format!("blob {digest}")
+}
+
+/// A blob at an upstream, as a fill wants it. What the upstream says of the repository is noted here, by the fill's own task:
+/// the client that asked may have left.
+struct UpstreamBlob {
+    pull: Pull,
+    upstream: Upstream,
+    repository: Repository,
+    digest: Digest,
+    /// The repository is known to show it.
+    shown: bool,
+}
+
+impl Source for UpstreamBlob {
+    async fn open(&mut self, offset: u64) -> Result<Opened, Failure> {
+        if self.pull.offline() {
+            return Err(Failure::NotFound);
+        }
+        let error = match self.ask(offset).await {
+            Ok(body) => {
+                if !self.shown {
+                    // The upstream gave it under this repository's name: that is a link.
+                    self.pull.0.cache.link_blob(&self.repository, &self.digest).await;
+                    self.shown = true;
+                }
+                return Ok(Opened { size: body.size, start: body.start, body: Box::pin(Arriving(body)) });
+            }
+            Err(error) => error,
+        };
+        let failure = failure(&error);
+        if matches!(failure, Failure::NotFound) {
+            self.pull.note_absent(&self.repository, &blob_key(&self.digest), &Error::of_fill(&failure));
+        } else {
+            tracing::warn!(repository = %self.repository, digest = %self.digest, offset, %error, "an upstream did not deliver a blob");
+        }
+        Err(failure)
+    }
+}
+
+impl UpstreamBlob {
+    /// From the offset on, or all of it again where the upstream cannot go on there: what was received is then dropped.
+    async fn ask(&self, offset: u64) -> Result<BlobBody, upstream::Error> {
+        let name = &self.repository.name;
+        match self.upstream.blob(name, &self.digest, offset).await {
+            Err(upstream::Error::BadAnswer { flaw: Flaw::Range, .. }) if offset > 0 => self.upstream.blob(name, &self.digest, 0).await,
+            answer => answer,
+        }
+    }
+}
+
+/// An upstream's body; it holds its place among the upstream's connections until it is dropped.
+struct Arriving(BlobBody);
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.0.body).poll_frame(context).map_err(Into::into)
+    }
+}
+
+fn failure(error: &upstream::Error) -> Failure {
+    use upstream::Error as From;
+    match error {
+        From::NotFound { .. } | From::Denied { authenticated: false, .. } => Failure::NotFound,
+        From::Denied { authenticated: true, .. } => Failure::Denied,
+        From::RateLimited { retry_after, .. } => Failure::RateLimited(*retry_after),
+        From::Unavailable { .. } => Failure::Unavailable,
+        From::Timeout { .. } => Failure::Timeout,
+        From::BadAnswer { .. } | From::RefusedTarget { .. } => Failure::Corrupt,
+    }
+}

@@ -1,0 +1,98 @@
+//! What a pull remembers for a while: answers of upstreams that are not content, and questions that are under way.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use super::private::What;
+use crate::cache::{Coalesce, HeldManifest, Recent};
+use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
+
+/// How long a 404 is remembered: clients that look for signatures ask for many things that are not there.
+const ABSENT_FOR: Duration = Duration::from_secs(10);
+
+/// How long an upstream that could not answer is left alone by those who hold something.
+pub(super) const REST_FOR: Duration = Duration::from_secs(10);
+
+/// How long it is remembered whether anybody may see a repository.
+const VISIBLE_FOR: Duration = Duration::from_secs(300);
+
+/// Entries of each memory: a few hundred bytes each.
+const ENTRIES_MAX: u64 = 20_000;
+
+/// What an upstream said in answer to HEAD about a tag whose manifest is not held (yet).
+#[derive(Debug, Clone)]
+pub(super) struct Announced {
+    pub(super) digest: Digest,
+    pub(super) media_type: Option<MediaType>,
+    pub(super) size: Option<u64>,
+}
+
+/// A digest or a tag that the upstream says is not there.
+pub(super) type Absent = (Repository, String);
+
+pub(super) struct Memory {
+    pub(super) announced: Recent<(Repository, Tag), Announced>,
+    /// The tags that were announced to point at a digest: they are kept when its manifest is.
+    pub(super) awaited: Recent<(Repository, Digest), Vec<Tag>>,
+    pub(super) absent: Recent<Absent, ()>,
+    /// Repositories of which anybody may see something.
+    pub(super) public: Recent<Repository, ()>,
+    /// What nobody may see without credentials, or what does not exist.
+    pub(super) hidden: Recent<(Repository, What), ()>,
+    pub(super) heads: Coalesce<(Repository, Tag), Result<Announced, Error>>,
+    pub(super) tags: Coalesce<(Repository, Tag), Result<(Digest, HeldManifest), Error>>,
+    pub(super) manifests: Coalesce<(Repository, Digest), Result<HeldManifest, Error>>,
+    pub(super) blobs: Coalesce<(Repository, Digest), Result<Option<u64>, Error>>,
+    pub(super) visits: Coalesce<(Repository, What), bool>,
+    resting: Mutex<HashMap<Registry, Instant>>,
+}
+
+impl Memory {
+    pub(super) fn new(tag_ttl: Duration, stop: &CancellationToken) -> Self {
+        Self {
+            announced: Recent::new(ENTRIES_MAX, tag_ttl),
+            awaited: Recent::new(ENTRIES_MAX, tag_ttl.max(Duration::from_secs(600))),
+            absent: Recent::new(ENTRIES_MAX, ABSENT_FOR),
+            public: Recent::new(ENTRIES_MAX, VISIBLE_FOR),
+            hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),
+            heads: Coalesce::new(stop.clone()),
+            tags: Coalesce::new(stop.clone()),
+            manifests: Coalesce::new(stop.clone()),
+            blobs: Coalesce::new(stop.clone()),
+            visits: Coalesce::new(stop.clone()),
+            resting: Mutex::default(),
+        }
+    }
+
+    /// An upstream could not answer, or can again.
+    pub(super) fn rest(&self, registry: &Registry, failed: bool) {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed {
+            resting.insert(registry.clone(), Instant::now() + REST_FOR);
+        } else {
+            resting.remove(registry);
+        }
+    }
+
+    /// Whether an upstream is left alone by those who hold something.
+    pub(super) fn rests(&self, registry: &Registry) -> bool {
+        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.get(registry).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// A tag was announced to point at a manifest that is not held.
+    pub(super) fn announce(&self, repository: &Repository, tag: &Tag, announced: &Announced) {
+        self.announced.put((repository.clone(), tag.clone()), announced.clone());
+        let key = (repository.clone(), announced.digest);
+        let mut tags = self.awaited.get(&key).unwrap_or_default();
+        if !tags.contains(tag) {
+            tags.push(tag.clone());
+            self.awaited.put(key, tags);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The body of every answer: bytes from memory, from a whole file, or from a blob that is still arriving, in any ranges.
+//!
+//! Promises: a body ends cleanly only when every byte of it was handed over; else it ends with an error, and the
+//! connection breaks short of its Content-Length or without its last chunk. What is told of the request is told when its
+//! body ends, whichever way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::task::JoinHandle;
+use tokio_util::sync::ReusableBoxFuture;
+
+use crate::cache::{Blob, Failure, Growing, Reader};
+use crate::observe::Line;
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The blob that was arriving will not be whole.
+    #[error("the blob did not arrive: {0}")]
+    Failed(Failure),
+    /// The file cannot be read any more.
+    #[error("the blob's file cannot be read: {0}")]
+    Disk(io::ErrorKind),
+}
+
+/// Where the bytes of a content are.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// In memory.
+    Memory(Bytes),
+    /// On disk.
+    Whole(Blob),
+    /// Arriving.
+    Growing(Growing),
+}
+
+/// The body of an answer.
+#[derive(Default)]
+pub struct Body {
+    parts: VecDeque<Part>,
+    current: Option<Flow>,
+    /// Bytes still to come, where that is known.
+    left: Option<u64>,
+    line: Option<Line>,
+}
+
+/// A part of a body that has not begun.
+enum Part {
+    Text(Bytes),
+    Range(Content, u64, Option<u64>),
+}
+
+/// The part that is being sent.
+enum Flow {
+    Bytes(Bytes),
+    File { blob: Blob, at: u64, end: u64, waiting: Option<JoinHandle<io::Result<Bytes>>> },
+    Growing(ReusableBoxFuture<'static, (Reader, Result<Option<Bytes>, Failure>)>),
+}
+
+impl Body {
+    /// Nothing.
+    pub fn empty() -> Self {
+        Self { left: Some(0), ..Self::default() }
+    }
+
+    /// These bytes.
+    pub fn bytes(bytes: Bytes) -> Self {
+        Self { left: Some(bytes.len() as u64), parts: VecDeque::from([Part::Text(bytes)]), ..Self::default() }
+    }
+
+    /// All of a content; `size` is `None` when nobody has said one.
+    pub fn whole(content: Content, size: Option<u64>) -> Self {
+        Self { left: size, parts: VecDeque::from([Part::Range(content, 0, size)]), ..Self::default() }
+    }
+
+    /// A range of a content.
+    pub fn range(content: Content, range: &Range<u64>) -> Self {
+        let left = Some(range.end - range.start);
+        Self { left, parts: VecDeque::from([Part::Range(content, range.start, Some(range.end))]), ..Self::default() }
+    }
+
+    /// Ranges of a content, each after a text of its own, and a text at the end (`multipart/byteranges`).
+    pub fn ranges(content: &Content, ranges: Vec<(Bytes, Range<u64>)>, end: Bytes) -> Self {
+        let mut left = end.len() as u64;
+        let mut parts = VecDeque::with_capacity(ranges.len() * 2 + 1);
+        for (text, range) in ranges {
+            left += text.len() as u64 + (range.end - range.start);
+            parts.push_back(Part::Text(text));
+            parts.push_back(Part::Range(content.clone(), range.start, Some(range.end)));
+        }
+        parts.push_back(Part::Text(end));
+        Self { left: Some(left), parts, ..Self::default() }
+    }
+
+    /// Its length, where it is known.
+    pub fn len(&self) -> Option<u64> {
+        self.left
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    /// What is to be told of the request when this body ends.
+    #[must_use]
+    pub fn telling(mut self, mut line: Line) -> Self {
+        if self.is_empty() {
+            // Nobody will ask an empty body for its end.
+            line.whole();
+        }
+        self.line = Some(line);
+        self
+    }
+
+    /// The same headers would have been sent with a body: HEAD has none.
+    #[must_use]
+    pub fn without_bytes(self) -> Self {
+        Self { line: self.line, ..Self::empty() }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            if let Some(flow) = &mut self.current {
+                match ready!(flow.poll(context)) {
+                    Some(result) => return Poll::Ready(Some(result)),
+                    None => self.current = None,
+                }
+            }
+            match self.parts.pop_front() {
+                Some(part) => match part.begin() {
+                    Ok(flow) => self.current = Some(flow),
+                    Err(failure) => return Poll::Ready(Some(Err(BodyError::Failed(failure)))),
+                },
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+impl Part {
+    fn begin(self) -> Result<Flow, Failure> {
+        Ok(match self {
+            Self::Text(bytes) => Flow::Bytes(bytes),
+            Self::Range(Content::Memory(bytes), start, end) => {
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                Flow::Bytes(bytes.slice(at(start)..at(end.unwrap_or(u64::MAX))))
+            }
+            Self::Range(Content::Whole(blob), start, end) => {
+                Flow::File { end: end.unwrap_or_else(|| blob.size()), blob, at: start, waiting: None }
+            }
+            Self::Range(Content::Growing(growing), start, end) => Flow::Growing(ReusableBoxFuture::new(next(growing.reader(start, end)?))),
+        })
+    }
+}
+
+async fn next(mut reader: Reader) -> (Reader, Result<Option<Bytes>, Failure>) {
+    let bytes = reader.next().await;
+    (reader, bytes)
+}
+
+impl Flow {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        match self {
+            Self::Bytes(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready(if bytes.is_empty() { None } else { Some(Ok(bytes)) })
+            }
+            Self::File { blob, at, end, waiting } => poll_file(blob, at, *end, waiting, context),
+            Self::Growing(future) => {
+                let (reader, bytes) = ready!(future.poll(context));
+                Poll::Ready(match bytes {
+                    Ok(Some(bytes)) => {
+                        future.set(next(reader));
+                        Some(Ok(bytes))
+                    }
+                    Ok(None) => {
+                        // Polled no more: the part is over.
+                        future.set(next(reader));
+                        None
+                    }
+                    Err(failure) => Some(Err(BodyError::Failed(failure))),
+                })
+            }
+        }
+    }
+}
+
+/// Reads what the page cache has at once, and the rest on the blocking pool: a runtime's worker never waits for the disk.
+fn poll_file(
+    blob: &Blob,
+    at: &mut u64,
+    end: u64,
+    waiting: &mut Option<JoinHandle<io::Result<Bytes>>>,
+    context: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, BodyError>>> {
+    if *at >= end {
+        return Poll::Ready(None);
+    }
+    let max = end - *at;
+    let read = loop {
+        if let Some(handle) = waiting {
+            let joined = ready!(Pin::new(handle).poll(context));
+            *waiting = None;
+            break joined.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+        }
+        if let Some(bytes) = blob.read_now(*at, max) {
+            break Ok(bytes);
+        }
+        let (blob, offset) = (blob.clone(), *at);
+        *waiting = Some(tokio::task::spawn_blocking(move || blob.read_blocking(offset, max)));
+    };
+    Poll::Ready(Some(match read {
+        // Somebody truncated the file: what is missing must not look like the end.
+        Ok(bytes) if bytes.is_empty() => Err(BodyError::Disk(io::ErrorKind::UnexpectedEof)),
+        Ok(bytes) => {
+            *at += bytes.len() as u64;
+            Ok(bytes)
+        }
+        Err(error) => Err(BodyError::Disk(error.kind())),
+    }))
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let next = ready!(self.poll_next(context));
+        let this = &mut *self;
+        Poll::Ready(match next {
+            Some(Ok(bytes)) => {
+                let len = bytes.len() as u64;
+                this.left = this.left.map(|left| left.saturating_sub(len));
+                if let Some(line) = &mut this.line {
+                    line.sent(len);
+                    if this.left == Some(0) {
+                        line.whole();
+                    }
+                }
+                Some(Ok(Frame::data(bytes)))
+            }
+            Some(Err(error)) => {
+                this.parts.clear();
+                this.current = None;
+                if let Some(line) = &mut this.line {
+                    line.failed(&error);
+                }
+                Some(Err(error))
+            }
+            None => {
+                if let Some(line) = &mut this.line {
+                    line.whole();
+                }
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn ranges_of_memory_are_cut_and_joined() {
+        let content = Content::Memory(Bytes::from_static(b"0123456789"));
+        let range = Body::range(content.clone(), &(2..5));
+        assert_eq!(range.len(), Some(3));
+        assert_eq!(range.collect().await.expect("whole").to_bytes(), "234");
+        let parts = vec![(Bytes::from_static(b"<a>"), 0..1), (Bytes::from_static(b"<b>"), 8..10)];
+        let body = Body::ranges(&content, parts, Bytes::from_static(b"<end>"));
+        let expected = "<a>0<b>89<end>";
+        assert_eq!(body.len(), Some(expected.len() as u64));
+        assert_eq!(body.collect().await.expect("whole").to_bytes(), expected);
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_is_at_its_end() {
+        let body = Body::whole(Content::Memory(Bytes::new()), Some(0));
+        assert!(http_body::Body::is_end_stream(&body));
+        assert!(body.collect().await.expect("whole").to_bytes().is_empty());
+    }
+}

@@ -1,0 +1,354 @@
+//! One question to an upstream: which endpoint, which credentials, which redirects, and what the answer means.
+//!
+//! The story in reading order: [`Upstream::ask`] goes through the endpoints, [`Upstream::attempt`] follows one request
+//! from its endpoint to wherever the content is, [`Upstream::at_registry`] does the token dance, [`Upstream::judge`] reads
+//! the status. Everything may be dropped at any await: nothing is left behind but a token under way.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::response::Parts;
+use hyper::{Method, Response, StatusCode};
+use hyper_util::client::legacy::connect::HttpInfo;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, warn};
+use url::Url;
+
+use super::auth::{Granted, Wanted, check_realm, pull_scope};
+use super::budget::Deadline;
+use super::challenge::{self, Challenge};
+use super::connect::Reach;
+use super::endpoint::{Endpoint, Scheme};
+use super::error::{Error, Flaw, Phase, Why, is_passing};
+use super::headers;
+use super::health::Pass;
+use super::login::{Login, Secret};
+use super::redirect::{Chain, host_of, is_redirect};
+use super::tries::{Tries, Turn};
+use super::wire::{Outgoing, settle};
+use super::{Inner, Upstream};
+use crate::observe::Kind;
+use crate::oci::Name;
+
+/// In whose name a request is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// With millpond's credentials, where there are some.
+    Own,
+    /// As anybody could.
+    Anyone,
+}
+
+/// A question.
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) kind: Kind,
+    pub(super) name: &'a Name,
+    /// What follows the name in the path: `manifests/latest`.
+    pub(super) what: String,
+    pub(super) query: Option<String>,
+    pub(super) accept: &'static str,
+    pub(super) offset: u64,
+    pub(super) identity: Identity,
+}
+
+/// An answer of status 200, or 206 where a range was asked for.
+pub(super) struct Answer {
+    pub(super) head: Parts,
+    pub(super) body: Incoming,
+    /// Where the body comes from.
+    pub(super) host: String,
+}
+
+/// What the registry itself answered, and with what it was asked.
+struct First {
+    response: Response<Incoming>,
+    authorization: Option<HeaderValue>,
+    authenticated: bool,
+}
+
+impl Upstream {
+    /// Asks the endpoints in turn. `finish` makes of an answer what is wanted, and may still fail: then the next is asked.
+    pub(super) async fn ask<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        ask: &Ask<'_>,
+        deadline: Deadline,
+        finish: impl Fn(Answer) -> F,
+    ) -> Result<T, Error> {
+        let mut tries = Tries::new(&self.0.endpoints, ask.kind, &self.0.wire.limits, deadline);
+        while let Some(turn) = tries.next().await {
+            let (index, endpoint, limit) = (turn.index, turn.endpoint, turn.deadline);
+            let result = match self.attempt(turn, ask, limit).await {
+                Ok(answer) => finish(answer).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    if matches!(error, Error::RefusedTarget { .. }) {
+                        warn!(upstream = %self.registry(), "{error}; if that is meant to be, name the host in auth_hosts or endpoints");
+                    }
+                    debug!(upstream = %self.registry(), endpoint = %endpoint.label, name = %ask.name, what = ask.what, %error, "an attempt failed");
+                    tries.failed(index, error);
+                }
+            }
+        }
+        Err(tries.verdict(&self.0.registry))
+    }
+
+    /// Waits for one of the connections that millpond grants to an upstream.
+    pub(super) async fn permit(&self, lane: &Arc<Semaphore>, deadline: Deadline) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = deadline.run(Arc::clone(lane).acquire_owned()).await;
+        permit.and_then(Result::ok).ok_or_else(|| Error::Unavailable { host: self.0.registry.to_string(), why: Why::Busy })
+    }
+
+    async fn attempt(&self, turn: Turn<'_>, ask: &Ask<'_>, deadline: Deadline) -> Result<Answer, Error> {
+        let endpoint = turn.endpoint;
+        let error = match self.walk(endpoint, Some(turn.pass), ask, deadline).await {
+            Err(error @ Error::Unavailable { why: Why::Storage(_), .. }) if ask.method == Method::GET => error,
+            other => return other,
+        };
+        // The storage refuses an URL that the registry has just signed: its clock is off, the signature was for one use,
+        // or the answer came out of somebody's cache. A second signature is worth one more question.
+        debug!(upstream = %self.registry(), %error, "asking for a fresh redirect");
+        self.walk(endpoint, None, ask, deadline).await
+    }
+
+    /// From the registry through its redirects to the answer.
+    async fn walk(&self, endpoint: &Endpoint, pass: Option<Pass<'_>>, ask: &Ask<'_>, deadline: Deadline) -> Result<Answer, Error> {
+        let url = endpoint.url(&format!("{}/{}", ask.name, ask.what), ask.query.as_deref());
+        let First { mut response, authorization, authenticated } = self.at_registry(endpoint, pass, ask, &url, deadline).await?;
+        // A registry in the private network may redirect into it; one of the public internet may not.
+        let peer = response.extensions().get::<HttpInfo>().map(|info| info.remote_addr().ip());
+        let is_private = peer.is_some_and(|ip| !(self.0.wire.limits.is_public)(ip));
+        let named_reach = if is_private { Reach::Anywhere } else { Reach::Public };
+        let mut chain = Chain::new(url, self.0.wire.limits.redirects, ask.kind == Kind::Blob);
+        while is_redirect(response.status()) {
+            let from = host_of(chain.url());
+            chain.follow(response.headers())?;
+            settle(response).await;
+            let reach = if self.0.is_configured(chain.url()) { Reach::Anywhere } else { named_reach };
+            let authorization = authorization.as_ref().filter(|_| chain.is_at_origin());
+            response = self.at_target(&chain, reach, &from, authorization, ask, deadline).await?;
+        }
+        self.judge(endpoint, ask, &chain, authenticated, response).await
+    }
+
+    /// Asks the endpoint itself, with a token where it is known to want one; a 401 is answered once.
+    async fn at_registry(
+        &self,
+        endpoint: &Endpoint,
+        pass: Option<Pass<'_>>,
+        ask: &Ask<'_>,
+        url: &Url,
+        deadline: Deadline,
+    ) -> Result<First, Error> {
+        let secret = self.0.secret(ask.identity);
+        let mut out = Outgoing {
+            method: &ask.method,
+            url,
+            accept: ask.accept,
+            authorization: None,
+            offset: ask.offset,
+            kind: ask.kind,
+            reach: Reach::Anywhere,
+            from: &endpoint.host,
+        };
+        let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
+        out.authorization = used.header.as_ref();
+        let sent = self.0.wire.send(&out, deadline).await;
+        endpoint.note(&sent, pass, &self.0.wire);
+        let response = sent?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(First { response, authorization: used.header, authenticated: used.authenticated });
+        }
+        let denied = Error::Denied { host: endpoint.host.clone(), authenticated: used.authenticated };
+        let Some(scheme) = self.challenged(endpoint, response.headers())? else {
+            settle(response).await;
+            return Err(denied);
+        };
+        settle(response).await;
+        // Whether anything but what was just refused can be tried.
+        match (&scheme, &used) {
+            (Scheme::Basic, used) if secret.is_none() || used.wanted.is_none() && used.header.is_some() => return Err(denied),
+            (Scheme::Bearer(service), Used { header: Some(header), wanted: Some(wanted), cached, .. }) if wanted.service == *service => {
+                if !cached {
+                    return Err(denied);
+                }
+                self.0.auth.forget(wanted, header);
+            }
+            _ => {}
+        }
+        let used = self.credential(Some(scheme), ask.name, secret.as_ref(), deadline).await?;
+        out.authorization = used.header.as_ref();
+        let response = self.0.wire.send(&out, deadline).await?;
+        Ok(First { response, authorization: used.header, authenticated: used.authenticated })
+    }
+
+    /// What to send along to an endpoint with this scheme.
+    async fn credential(
+        &self,
+        scheme: Option<Scheme>,
+        name: &Name,
+        secret: Option<&Arc<Secret>>,
+        deadline: Deadline,
+    ) -> Result<Used, Error> {
+        match scheme {
+            None => Ok(Used::default()),
+            Some(Scheme::Basic) => {
+                Ok(Used { header: secret.map(|secret| secret.basic.clone()), authenticated: secret.is_some(), ..Used::default() })
+            }
+            Some(Scheme::Bearer(service)) => {
+                let scope = pull_scope(name);
+                let wanted = Wanted { service, scope, secret: secret.cloned(), reach: Reach::Anywhere, foreign: false };
+                let granted = self.0.token(&wanted, deadline).await?;
+                let authenticated = secret.is_some();
+                Ok(Used { header: Some(granted.header), authenticated, cached: granted.cached, wanted: Some(wanted) })
+            }
+        }
+    }
+
+    /// What a 401 of an endpoint asks for, remembered for the next request there; nothing where it asks for nothing.
+    fn challenged(&self, endpoint: &Endpoint, headers: &HeaderMap) -> Result<Option<Scheme>, Error> {
+        let scheme = match read_challenge(&endpoint.host, headers)? {
+            None => return Ok(None),
+            Some(Challenge::Basic) => Scheme::Basic,
+            Some(Challenge::Bearer { realm, service }) => {
+                Scheme::Bearer(Arc::new(check_realm(&realm, service, &endpoint.base, &self.0.auth_hosts)?))
+            }
+        };
+        endpoint.remember(&scheme);
+        Ok(Some(scheme))
+    }
+
+    /// Asks where a redirect leads. A 401 there may be another registry's (registry.k8s.io sends to pkg.dev): it gets an
+    /// anonymous token from its own host, and never what belongs to the first.
+    async fn at_target(
+        &self,
+        chain: &Chain,
+        reach: Reach,
+        from: &str,
+        authorization: Option<&HeaderValue>,
+        ask: &Ask<'_>,
+        deadline: Deadline,
+    ) -> Result<Response<Incoming>, Error> {
+        let url = chain.url();
+        let mut out =
+            Outgoing { method: &ask.method, url, accept: ask.accept, authorization, offset: ask.offset, kind: ask.kind, reach, from };
+        let response = self.0.wire.send(&out, deadline).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
+            return Ok(response);
+        }
+        let (Some(name), Ok(Some(Challenge::Bearer { realm, service }))) = (name_in(url), read_challenge(from, response.headers())) else {
+            return Ok(response);
+        };
+        let service = Arc::new(check_realm(&realm, service, url, &[])?);
+        settle(response).await;
+        let wanted = Wanted { service, scope: pull_scope(&name), secret: None, reach, foreign: true };
+        let granted = self.0.token(&wanted, deadline).await?;
+        out.authorization = Some(&granted.header);
+        self.0.wire.send(&out, deadline).await
+    }
+
+    /// What the status says.
+    async fn judge(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        chain: &Chain,
+        authenticated: bool,
+        response: Response<Incoming>,
+    ) -> Result<Answer, Error> {
+        let host = host_of(chain.url());
+        let (status, headers) = (response.status().as_u16(), response.headers());
+        let storage = ask.kind == Kind::Blob && !chain.is_at_origin();
+        let error = match status {
+            200 | 206 if headers::is_encoded(headers) => Error::BadAnswer { host, flaw: Flaw::Encoded },
+            200 => return Ok(Answer::new(response, host)),
+            206 if ask.offset > 0 => return Ok(Answer::new(response, host)),
+            429 => endpoint.health.limited(ask.kind, headers::retry_after(headers)),
+            400 | 401 | 403 | 410 if storage => Error::Unavailable { host, why: Why::Storage(status) },
+            // A page for people comes from something that stands before the registry, and says nothing of its contents.
+            403 if headers::is_page(headers) => Error::Unavailable { host, why: Why::Status(status) },
+            401 | 403 => Error::Denied { host, authenticated },
+            404 | 410 => Error::NotFound { host },
+            405 | 501 if ask.method == Method::HEAD => Error::BadAnswer { host, flaw: Flaw::NoHead },
+            416 => Error::BadAnswer { host, flaw: Flaw::Range },
+            _ if status >= 500 || is_passing(status) => Error::Unavailable { host, why: Why::Status(status) },
+            _ => Error::BadAnswer { host, flaw: Flaw::Status(status) },
+        };
+        settle(response).await;
+        Err(error)
+    }
+}
+
+/// The credential that went along with a request.
+#[derive(Default)]
+struct Used {
+    header: Option<HeaderValue>,
+    /// It is millpond's own.
+    authenticated: bool,
+    /// It is a token that was here before.
+    cached: bool,
+    /// What it was asked for, if it is a token.
+    wanted: Option<Wanted>,
+}
+
+impl Answer {
+    fn new(response: Response<Incoming>, host: String) -> Self {
+        let (head, body) = response.into_parts();
+        Self { head, body, host }
+    }
+}
+
+impl Inner {
+    fn secret(&self, identity: Identity) -> Option<Arc<Secret>> {
+        self.login.as_ref().filter(|_| identity == Identity::Own).map(Login::secret)
+    }
+
+    async fn token(&self, wanted: &Wanted, deadline: Deadline) -> Result<Granted, Error> {
+        let slow = || Error::Timeout { host: wanted.service.host(), phase: Phase::Head };
+        deadline.run(self.auth.token(wanted)).await.unwrap_or_else(|| Err(slow()))
+    }
+
+    /// Whether the operator named this scheme, host and port as an endpoint of this upstream.
+    fn is_configured(&self, url: &Url) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.base.origin() == url.origin())
+    }
+}
+
+/// The challenge of a 401; nothing where there is none at all.
+fn read_challenge(host: &str, headers: &HeaderMap) -> Result<Option<Challenge>, Error> {
+    let unclear = || Error::BadAnswer { host: host.to_owned(), flaw: Flaw::Challenge };
+    let mut lines = Vec::new();
+    for value in headers.get_all(WWW_AUTHENTICATE) {
+        lines.push(value.to_str().map_err(|_| unclear())?);
+    }
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    challenge::read(lines).map(Some).ok_or_else(unclear)
+}
+
+/// The repository that an URL of another registry speaks of.
+fn name_in(url: &Url) -> Option<Name> {
+    let path = url.path().strip_prefix("/v2/")?;
+    let end = path.rfind("/manifests/").or_else(|| path.rfind("/blobs/"))?;
+    Name::parse(&path[..end]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories_in_urls() {
+        let name = |url: &str| name_in(&Url::parse(url).expect("an URL")).map(|name| name.to_string());
+        let url = "https://eu-docker.pkg.dev/v2/k8s/images/pause/manifests/3.9";
+        assert_eq!(name(url).as_deref(), Some("k8s/images/pause"));
+        assert_eq!(name("https://a.test/v2/manifests/blobs/sha256:ab").as_deref(), Some("manifests"));
+        assert_eq!(name("https://a.test/containers/images/sha256:ab"), None);
+        assert_eq!(name("https://a.test/v2/UP/manifests/x"), None);
+    }
+}

@@ -1,0 +1,23 @@
+//! The integration tests, one binary. The `mod` list below is the list of what millpond is tested for.
+
+// Each test file uses a part of the kit; and in a binary "public" means "of the kit".
+#![allow(dead_code, unused_imports, unreachable_pub)]
+// What is short is read more easily; nothing here is fast or kept for long.
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, clippy::format_push_string, clippy::format_collect)]
+
+mod support; // the kit: a scripted registry, test clients, the mirror under test, an audit of its data folder
+
+mod config; // the configuration and the command line, as a script sees them
+mod kit; // the kit does what it says: faults are visible, counts are right, gates order things
+
+mod corpus; // the fuzz targets' seeds, replayed: what once broke a parser breaks none again
+mod disk; // kill -9, full disks, lost indexes, rotten files; the size limit
+mod drain; // SIGTERM with bodies in flight; idle connections; the deadline
+mod edge; // hostile requests: answered in the registry's words, nothing contacted, nothing told
+mod faults; // upstreams that cut, stall, lie, refuse, redirect; what is held is served through all of it
+mod flight; // many clients, one fetch; leaving, slow and late ones; a dead leader strands nobody
+mod private; // who may see what only the mirror's own login can see
+mod pull; // by tag, by digest, HEAD, index, every endpoint; the second pull costs no upstream request
+mod range; // ranges of whole blobs and of blobs that are still arriving
+mod stale; // tags: believed, asked about once for all, served stale, gone
+mod tidy; // the architecture: who may import whom, and that every promise names its test

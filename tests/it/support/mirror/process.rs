@@ -1,0 +1,99 @@
+//! The mirror as its users run it: the program, a configuration file and signals.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::process::{ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use super::super::patience::within;
+use super::{Builder, Place};
+
+/// A running program. Dropped, it is killed.
+pub struct Process {
+    place: Place,
+    settings: Builder,
+    child: Child,
+    // Held open: a program that writes to nobody would end.
+    _output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    pub(super) async fn start(settings: Builder) -> Self {
+        let file = settings.home().join("mirror.toml");
+        std::fs::write(&file, settings.toml()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.arg("serve").arg("--config").arg(&file).current_dir(settings.home());
+        // Nothing of this machine is to be found, neither settings nor proxies.
+        command.env_clear().env("HOME", settings.home()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let address = next_address(&mut output).await;
+        let admin = next_address(&mut output).await;
+        let place = Place { address, admin, tls: settings.lines.contains_key("server.tls") };
+        Self { place, settings, child, _output: output }
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn terminate(mut self) -> (ExitStatus, Builder) {
+        self.signal(Signal::TERM);
+        (within("the end of the program", self.child.wait()).await.unwrap(), self.settings.clone())
+    }
+
+    /// SIGKILL. What comes back starts it again over what is left.
+    pub async fn kill(mut self) -> Builder {
+        within("the end of the program", self.child.kill()).await.unwrap();
+        self.settings.clone()
+    }
+
+    /// Any signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("it was not waited for");
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Its settings and its folder.
+    pub fn settings(&self) -> &Builder {
+        &self.settings
+    }
+}
+
+impl Deref for Process {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// The next bound address that the program prints: that of the registry API first.
+async fn next_address(output: &mut Lines<BufReader<ChildStdout>>) -> SocketAddr {
+    loop {
+        let line = within("an address from the program", output.next_line()).await.unwrap();
+        let line = line.expect("the program ended before it had bound its addresses; see its log above");
+        if let Some(address) = address_in(&line) {
+            return address;
+        }
+    }
+}
+
+fn address_in(line: &str) -> Option<SocketAddr> {
+    let word =
+        |word: &str| word.trim_start_matches("http://").trim_start_matches("https://").trim_end_matches(['/', ',', '.']).parse().ok();
+    line.split_whitespace().find_map(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address_in;
+
+    #[test]
+    fn addresses_are_found_in_what_is_printed() {
+        for line in ["registry http://127.0.0.1:5000", "listening on 127.0.0.1:5000, TLS", "https://127.0.0.1:5000/"] {
+            assert_eq!(address_in(line).map(|address| address.port()), Some(5000), "{line}");
+        }
+        assert_eq!(address_in("millpond 0.1.0"), None);
+    }
+}
