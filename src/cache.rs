@@ -260,7 +260,7 @@ impl Cache {
             }
         };
         if !file.digest.is_of(&bytes) {
-            self.set_aside(&file.digest);
+            self.set_aside(file);
             return None;
         }
         self.touch(&file.digest);

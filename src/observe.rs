@@ -204,7 +204,11 @@ impl Metrics {
         };
         registry.register("requests", "Requests answered", inner.requests.clone());
         registry.register("bytes", "Bytes of bodies served to clients and fetched from upstreams", bytes);
-        registry.register("fills_inflight", "Blobs that are being fetched now", inner.fills.clone());
+        registry.register(
+            "fills_inflight",
+            "Blobs that are being fetched now, and manifests on their way to the disk",
+            inner.fills.clone(),
+        );
         registry.register("cache_bytes", "Bytes held in blobs/", inner.cache_bytes.clone());
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{CWD, RenameFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
@@ -93,13 +94,23 @@ impl Blobs {
         }
     }
 
-    /// Sets a file aside that does not hash to its name.
-    pub(crate) fn quarantine(&self, digest: &Digest) -> io::Result<()> {
+    /// Sets a file aside that does not hash to its name; says whether it was still there.
+    pub(crate) fn quarantine(&self, bad: &BlobFile) -> io::Result<bool> {
+        use std::os::unix::fs::MetadataExt;
+        let digest = &bad.digest;
         let dir = self.folder.root().join("quarantine");
-        let name = format!("{}-{}-{:08x}", digest.algorithm().as_str(), digest.hex(), fastrand::u32(..));
-        match fs::rename(self.path(digest), dir.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        let aside = dir.join(format!("{}-{}-{:08x}", digest.algorithm().as_str(), digest.hex(), fastrand::u32(..)));
+        match fs::rename(self.path(digest), &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other?,
+        }
+        if fs::symlink_metadata(&aside)?.ino() != bad.stamp.inode {
+            // Somebody else found it bad too and has fetched it again: that one goes back, unless there is yet another.
+            match rustix::fs::renameat_with(CWD, &aside, CWD, self.path(digest), RenameFlags::NOREPLACE) {
+                Err(rustix::io::Errno::EXIST) => fs::remove_file(&aside)?,
+                other => other?,
+            }
+            return Ok(false);
         }
         let mut files = fs::read_dir(&dir)?
             .filter_map(|entry| Some((entry.as_ref().ok()?.metadata().ok()?.modified().ok()?, entry.ok()?.path())))
@@ -108,7 +119,7 @@ impl Blobs {
         for (_, path) in files.iter().rev().skip(QUARANTINE_FILES_MAX) {
             fs::remove_file(path)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Visits every blob: digest, bytes, and when it was last read or written in seconds since 1970. Files with other
@@ -210,13 +221,29 @@ mod tests {
     }
 
     #[test]
+    fn what_took_the_place_of_a_bad_file_is_not_set_aside_for_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::new(Folder::open(dir.path()).expect("opens"));
+        let digest = Digest::sha256_of(b"good");
+        fs::write(blobs.path(&digest), "bad").expect("writes");
+        let bad = blobs.open(&digest).expect("looks").expect("is there");
+        let good = dir.path().join("tmp").join("good");
+        fs::write(&good, "good").expect("writes");
+        fs::rename(good, blobs.path(&digest)).expect("takes its place");
+        assert!(!blobs.quarantine(&bad).expect("looks"));
+        assert_eq!(fs::read(blobs.path(&digest)).expect("is there"), b"good");
+        assert_eq!(fs::read_dir(dir.path().join("quarantine")).expect("reads").count(), 0);
+    }
+
+    #[test]
     fn the_quarantine_is_bounded() {
         let dir = tempfile::tempdir().expect("a folder");
         let blobs = Blobs::new(Folder::open(dir.path()).expect("opens"));
         for n in 0..QUARANTINE_FILES_MAX + 3 {
             let digest = Digest::sha256_of(&n.to_le_bytes());
             fs::write(blobs.path(&digest), "rotten").expect("writes");
-            blobs.quarantine(&digest).expect("sets aside");
+            let bad = blobs.open(&digest).expect("looks").expect("is there");
+            assert!(blobs.quarantine(&bad).expect("sets aside"));
             assert!(blobs.open(&digest).expect("looks").is_none());
         }
         assert_eq!(fs::read_dir(dir.path().join("quarantine")).expect("reads").count(), QUARANTINE_FILES_MAX);

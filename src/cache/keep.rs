@@ -154,18 +154,23 @@ impl Cache {
     }
 
     /// A held blob does not hash to its name: it is moved to `quarantine/` and counted. Blocks.
-    pub(crate) fn set_aside(&self, digest: &Digest) {
-        let inner = &*self.0;
-        inner.metrics.verify_failed();
-        tracing::error!(%digest, "a blob on disk does not hash to its name; it is moved to quarantine/ and fetched again. Check the disk");
+    pub(crate) fn set_aside(&self, bad: &BlobFile) {
+        let (inner, digest) = (&*self.0, &bad.digest);
         inner.hot.forget(digest);
-        if let Err(error) = inner.blobs.quarantine(digest) {
-            tracing::error!(%digest, %error, "the bad blob cannot be moved to quarantine/; it is removed");
-            if let Err(error) = inner.blobs.remove(digest) {
-                tracing::error!(%digest, %error, "the bad blob cannot be removed either; it is not served");
-                inner.blobs.shun(digest);
+        match inner.blobs.quarantine(bad) {
+            Ok(true) => {}
+            // Somebody else was faster, and counted it.
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(%digest, %error, "the bad blob cannot be moved to quarantine/; it is removed");
+                if let Err(error) = inner.blobs.remove(digest) {
+                    tracing::error!(%digest, %error, "the bad blob cannot be removed either; it is not served");
+                    inner.blobs.shun(digest);
+                }
             }
         }
+        inner.metrics.verify_failed();
+        tracing::error!(%digest, "a blob on disk does not hash to its name; it is moved to quarantine/ and fetched again. Check the disk");
         self.forget(digest);
     }
 

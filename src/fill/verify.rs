@@ -79,7 +79,7 @@ fn verify(suspect: &Suspect, permit: &Permit, cache: &Cache, stop: &Cancellation
         }
     }
     if offset != size || hasher.finish() != permit.digest() {
-        cache.set_aside(&permit.digest());
+        cache.set_aside(suspect);
         return Checked::Bad;
     }
     cache.trust(suspect);
