@@ -27,7 +27,7 @@ struct Inner {
     serial: AtomicU64,
     boot: u64,
     // Held open for as long as the process uses the folder: the kernel frees the lock with it, also after kill -9.
-    _lock: File,
+    lock: File,
 }
 
 /// Why the data folder cannot be used.
@@ -51,6 +51,16 @@ pub enum FolderError {
     },
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A process that is being started just now has a copy of the open file until it becomes another program: closing
+        // ours alone would leave the folder locked for that long.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the data folder's lock cannot be given back; it ends with the process");
+        }
+    }
+}
+
 impl Folder {
     /// Creates the folder where it is missing, locks it, and clears away what a killed process left half done.
     pub(crate) fn open(root: &Path) -> Result<Self, FolderError> {
@@ -69,7 +79,7 @@ impl Folder {
             Err(fs::TryLockError::WouldBlock) => return Err(FolderError::Locked(root)),
             Err(fs::TryLockError::Error(source)) => return Err(fail("lock", &lock_path)(source)),
         }
-        let folder = Self(Arc::new(Inner { root, serial: AtomicU64::new(0), boot: fastrand::u64(..), _lock: lock }));
+        let folder = Self(Arc::new(Inner { root, serial: AtomicU64::new(0), boot: fastrand::u64(..), lock }));
         let root = folder.root();
         for algorithm in Algorithm::ALL {
             let blobs = root.join("blobs").join(algorithm.as_str());
@@ -265,6 +275,15 @@ impl Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_of_the_open_lock_in_a_child_holds_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(dir.path()).expect("opens");
+        let _inherited = folder.0.lock.try_clone().expect("copies");
+        drop(folder);
+        assert!(Folder::open(dir.path()).is_ok());
+    }
 
     #[test]
     fn a_second_process_is_refused_and_leftovers_are_removed() {
