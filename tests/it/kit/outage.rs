@@ -84,7 +84,8 @@ async fn a_tls_handshake_may_stall_and_a_body_be_cut_without_a_farewell() {
     let url = format!("{}/v2/{REPO}/blobs/{}", registry.url(), image.layers[0].digest);
     for (fault, whole) in [(Fault::cut(10), false), (Fault::reset(10), false), (Fault::until_close(), true), (Fault::chunked(), true)] {
         registry.on(Kind::Blob, fault.clone().once());
-        assert_eq!(get(&url).send().await.is_whole(), whole, "{fault:?}");
+        // A reset may overtake even the head.
+        assert_eq!(get(&url).try_send().await.is_ok_and(|reply| reply.is_whole()), whole, "{fault:?}");
     }
     // Over TLS even a body that ends with the connection is told from one that was cut: close_notify is missing.
     registry.on(Kind::Blob, Fault::until_close().then_cut(10).once());

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use url::Url;
 
 use super::audit::{Audit, audit};
-use super::patience::within;
+use super::patience::{PATIENCE, within};
 use super::registry::{Port, Registry};
 use super::tls::{self, Certificate, Pem};
 
@@ -41,6 +41,19 @@ pub struct Builder {
     tuning: Tuning,
 }
 
+/// The limits of the server, but for those on silence: a machine that is busy with other things for half a minute is none of
+/// a test's business, and what happens when such a limit is reached is told by tests that set it.
+fn patient() -> Tuning {
+    let long = PATIENCE * 2;
+    let mut tuning = Tuning::default();
+    (tuning.listen.handshake, tuning.listen.header, tuning.listen.stall) = (long, long, long);
+    (tuning.fill.silence, tuning.fill.stall) = (long, long);
+    let upstream = &mut tuning.upstream;
+    (upstream.dns, upstream.connect_address, upstream.connect) = (long, long, long);
+    (upstream.head, upstream.call, upstream.whole, upstream.token) = (long, long, long, long);
+    tuning
+}
+
 impl Builder {
     /// With an empty data folder, in front of nothing.
     pub fn new() -> Self {
@@ -51,7 +64,7 @@ impl Builder {
             auth_hosts: BTreeMap::new(),
             users: BTreeMap::new(),
             secret_paths: Vec::new(),
-            tuning: Tuning::default(),
+            tuning: patient(),
         };
         let data = text(&builder.data().display().to_string());
         builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data)

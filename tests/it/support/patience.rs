@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// How long a test waits for something that must come, in real time: far above what a loaded two-core machine needs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What `work` gives, or a panic that says what was waited for.
 pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
