@@ -51,6 +51,8 @@ struct Inner {
     upstreams: Upstreams,
     fills: fill::Context,
     tasks: TaskTracker,
+    /// What was answered and is on its way to the disk.
+    keeps: TaskTracker,
     memory: Memory,
 }
 
@@ -168,7 +170,13 @@ impl Pull {
     /// Puts the parts together.
     pub fn new(config: Config, cache: Cache, upstreams: Upstreams, fills: fill::Context, tasks: TaskTracker) -> Self {
         let memory = Memory::new(config.tag_ttl, &fills.stop);
-        Self(Arc::new(Inner { config, cache, upstreams, fills, tasks, memory }))
+        Self(Arc::new(Inner { config, cache, upstreams, fills, tasks, keeps: TaskTracker::new(), memory }))
+    }
+
+    /// Waits until everything that was answered is on the disk. For the stop: nothing is answered any more.
+    pub async fn kept(&self) {
+        self.0.keeps.close();
+        self.0.keeps.wait().await;
     }
 
     /// A manifest by tag or digest; with `head` nothing is fetched that is not held.

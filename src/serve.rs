@@ -83,6 +83,7 @@ pub struct Server {
     registry: Listener,
     admin: Listener,
     handler: Arc<Handler>,
+    pull: Pull,
     certificates: Option<Certificates>,
     cache: Cache,
     metrics: Metrics,
@@ -131,9 +132,9 @@ impl Server {
             limits: tuning.fill,
         };
         let pull = Pull::new(parts.pull, cache.clone(), upstreams.clone(), fills, work.tasks.clone());
-        let handler = Arc::new(Handler::new(access, upstreams, pull, metrics.clone()));
+        let handler = Arc::new(Handler::new(access, upstreams, pull.clone(), metrics.clone()));
         let limits = Limits { drain: parts.server.drain, ..tuning.listen };
-        Ok(Self { registry, admin, handler, certificates, cache, metrics, limits, work, began })
+        Ok(Self { registry, admin, handler, pull, certificates, cache, metrics, limits, work, began })
     }
 
     /// Where the registry API listens.
@@ -168,7 +169,7 @@ impl Server {
 
     /// Serves until `stop`, then drains. Returns when everything is written.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { registry, admin, handler, cache, metrics, limits, work, began, .. } = self;
+        let Self { registry, admin, handler, pull, cache, metrics, limits, work, began, .. } = self;
         metrics.started(began.elapsed());
         let readiness = Readiness::starting();
         let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -195,6 +196,8 @@ impl Server {
         }
         // Whoever wanted them is gone; what was not committed is fetched again.
         work.fills.cancel();
+        // Manifests may wait until the start has counted what is held: that goes on for so long.
+        let _ = tokio::time::timeout(SETTLE, pull.kept()).await;
         work.stop.cancel();
         work.tasks.close();
         let done = tokio::time::timeout(SETTLE, work.tasks.wait()).await.is_ok();

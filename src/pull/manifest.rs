@@ -87,7 +87,7 @@ impl Pull {
     fn store_behind(&self, repository: &Repository, digest: Digest, manifest: &Manifest, held: &HeldManifest) {
         let (pull, repository, media_type, bytes) = (self.clone(), repository.clone(), manifest.media_type.clone(), held.bytes.clone());
         let on_its_way = self.0.fills.metrics.fill();
-        self.0.tasks.spawn(async move {
+        self.0.keeps.spawn(async move {
             let _on_its_way = on_its_way;
             pull.0.cache.keep_manifest(&repository, &digest, &media_type, bytes).await;
             // Tags that were announced to point here are true now; a tag never points at what is not held.
