@@ -8,8 +8,8 @@
 //!   whatever became of the task: returned, cancelled, panicked.
 //! * **Nothing unverified is whole.** Readers get bytes as they arrive, except for the last 64 KiB, which are released when
 //!   length and hash agree with the digest that was *asked for*; the file moves into `blobs/` only after that.
-//! * **Bytes are paid once.** A body that is cut, silent or short is resumed from where it stopped, as long as there is
-//!   progress. An upstream that answers with the whole again has its first bytes read and dropped.
+//! * **Bytes are paid once.** A body that is cut, silent, slow beyond reason or short is resumed from where it stopped, as
+//!   long as there is progress (`resume`). An upstream that answers with the whole again has its first bytes read and dropped.
 //! * **The disk is optional.** What cannot be stored, from the start or from some byte on, goes through a window in memory.
 //!
 //! Bytes arrive on the runtime's workers; writing and hashing are done on the blocking pool, a batch at a time. While one
@@ -26,9 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
-use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,12 +35,15 @@ use crate::observe::Metrics;
 use crate::oci::{Digest, Hasher};
 
 mod batch;
+mod pace;
+mod resume;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod window;
 
 use batch::{Batch, Work, Written};
+use pace::Pace;
 
 /// Limits of a fill.
 #[derive(Debug, Clone)]
@@ -50,17 +51,46 @@ pub struct Limits {
     /// How long a body may be silent before it is given up and resumed: longer than any healthy pause, shorter than the
     /// patience of a client.
     pub silence: Duration,
-    /// How often in a row a body is resumed without a single new byte.
+    /// The fewest bytes a second that an upstream may send, on average over [`Limits::rate_over`]: a thousandth of what
+    /// anybody calls a slow line, so that such a line is never cut, and a connection that only pretends to live is.
+    pub rate: u64,
+    /// Over how much time spent listening the rate is measured. Time in which the disk or a reader is waited for is not the
+    /// upstream's.
+    pub rate_over: Duration,
+    /// How often in a row the rate may be too low, each time followed by a fresh connection, before the blob is given up:
+    /// with a minute each, a client of an upstream that trickles for ever knows after three or four minutes.
+    pub slow: u32,
+    /// How often in a row a body is resumed without progress.
     pub tries: u32,
+    /// How often in a row it is resumed although the upstream answered and then sent no new byte. Whoever announces more than
+    /// there is would be asked in vain, and may send all of it again each time.
+    pub dry: u32,
+    /// New bytes that count as progress. With less a resumption is one of [`Limits::tries`]: an upstream that breaks off
+    /// after every byte is not asked a million times.
+    pub progress: u64,
     /// The pause before the second try; it doubles from there.
     pub pause: Duration,
+    /// How long, without progress, a body that broke off waits in all for an upstream that limits requests (429). Two times
+    /// the longest `Retry-After` that is obeyed.
+    pub limited: Duration,
     /// How long a reader may keep a full window waiting before it is cut off.
     pub stall: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { silence: Duration::from_secs(15), tries: 6, pause: Duration::from_millis(200), stall: Duration::from_secs(15) }
+        Self {
+            silence: Duration::from_secs(15),
+            rate: 1 << 10,
+            rate_over: Duration::from_secs(60),
+            slow: 3,
+            tries: 6,
+            dry: 2,
+            progress: 16 << 10,
+            pause: Duration::from_millis(200),
+            limited: Duration::from_secs(120),
+            stall: Duration::from_secs(15),
+        }
     }
 }
 
@@ -74,6 +104,26 @@ pub type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = Box<dyn std::error::Er
 pub trait Source: Send + 'static {
     /// Asks for the bytes from `offset` on. The source retries what is worth retrying before it answers.
     fn open(&mut self, offset: u64) -> impl Future<Output = Result<Opened, Failure>> + Send;
+
+    /// The size of the blob as somebody else says, who may be wrong: it decides nothing, but tells a lie from a cut.
+    fn expected(&self) -> Option<u64> {
+        None
+    }
+
+    /// What came from the place that answered last is no good: it is the last to be asked again. Says whether there is a
+    /// place from which nothing wrong has come.
+    fn blame(&mut self, _blame: Blame) -> bool {
+        false
+    }
+}
+
+/// What a place did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// It is silent, slow, or breaks off without a new byte.
+    Stuck,
+    /// What it sent is not the blob.
+    Wrong,
 }
 
 /// A source's answer.
@@ -120,7 +170,10 @@ struct Fill<S> {
     source: S,
     context: Context,
     store: Store,
+    /// As the upstream says, unless the source expects another: then nobody knows before the end.
     size: Option<u64>,
+    expected: Option<u64>,
+    pace: Pace,
     /// Bytes received, in order, from the start.
     received: u64,
     /// Bytes that are in the file, or that went through the window.
@@ -142,17 +195,10 @@ enum Store {
     Window,
 }
 
-/// How a body ended.
-enum Ended {
-    /// Everything that was announced is here.
-    Whole,
-    /// It broke off, fell silent, or sent more than it said.
-    Broken(&'static str),
-}
-
 impl<S: Source> Fill<S> {
     fn new(permit: Permit, source: S, context: Context) -> Self {
         let digest = permit.digest();
+        let (expected, pace) = (source.expected(), Pace::new(&context.limits));
         Self {
             permit: Arc::new(permit),
             digest,
@@ -160,6 +206,8 @@ impl<S: Source> Fill<S> {
             context,
             store: Store::Unopened,
             size: None,
+            expected,
+            pace,
             received: 0,
             done: 0,
             skip: 0,
@@ -190,23 +238,23 @@ impl<S: Source> Fill<S> {
         self.take_all(body).await
     }
 
-    /// Everything that the answer promised, verified; begun anew once, if it was wrong and nobody has had any of it.
+    /// Everything that the answer promised, verified; begun anew, if it was wrong and nobody has had any of it: once, and
+    /// from each other place where it may be right.
     async fn take_all(&mut self, mut body: BoxBody) -> Result<(), Failure> {
         let mut restarted = false;
         loop {
             self.receive(body).await?;
-            self.settle().await?;
-            let hash = self.hasher.take().map(Hasher::finish);
-            if hash == Some(self.digest) {
+            if self.is_verified() {
                 self.permit.writer().finish(self.received);
                 return Ok(());
             }
             self.context.metrics.verify_failed();
             tracing::error!(digest = %self.digest, bytes = self.received, "an upstream sent a blob that does not hash to its digest; it is not kept, and nobody gets the whole of it");
-            if restarted || self.permit.writer().has_released() || matches!(self.store, Store::Window) {
+            let elsewhere = self.source.blame(Blame::Wrong);
+            let seen = self.permit.writer().has_released() || matches!(self.store, Store::Window);
+            if seen || restarted && !elsewhere {
                 return Err(Failure::Corrupt);
             }
-            // Nobody has had a byte of it: one more try may be luckier.
             restarted = true;
             (self.received, self.done, self.skip) = (0, 0, 0);
             self.hasher = Some(self.digest.hasher());
@@ -214,117 +262,58 @@ impl<S: Source> Fill<S> {
         }
     }
 
+    /// Whether what was written until now is the blob.
+    fn is_verified(&self) -> bool {
+        self.hasher.as_ref().is_some_and(|hasher| hasher.clone().finish() == self.digest)
+    }
+
     /// Asks the source, finds a place for the answer, and tells the readers that it has begun.
     async fn open(&mut self) -> Result<BoxBody, Failure> {
-        let opened = self.source.open(0).await?;
+        let mut opened = self.source.open(0).await?;
+        if self.contradicts(&opened) {
+            // A page in place of the blob, or half of it: that is known before anybody was told a size.
+            self.source.blame(Blame::Wrong);
+            opened = self.source.open(0).await.unwrap_or(opened);
+        }
         if opened.start != 0 || opened.size.is_some_and(|size| size > BLOB_BYTES_MAX) {
             return Err(Failure::Corrupt);
         }
-        self.size = opened.size;
+        // Of two that contradict each other neither is believed: the hash says where the end is.
+        self.size = opened.size.filter(|_| !self.contradicts(&opened));
         let writer = self.permit.writer();
-        match self.context.cache.admit(opened.size).await {
+        match self.context.cache.admit(self.size).await {
             Ok(kept) => {
-                writer.open(opened.size, Some(kept.file().clone()));
+                writer.open(self.size, Some(kept.file().clone()));
                 self.store = Store::File(kept);
             }
             Err(reason) => {
-                tracing::warn!(digest = %self.digest, size = opened.size, %reason, "a blob is passed through without being stored");
-                writer.open(opened.size, None);
+                tracing::warn!(digest = %self.digest, size = self.size, %reason, "a blob is passed through without being stored");
+                writer.open(self.size, None);
                 self.store = Store::Window;
             }
         }
         Ok(opened.body)
     }
 
-    /// Receives until everything is here, resuming as often as there is progress.
-    async fn receive(&mut self, mut body: BoxBody) -> Result<(), Failure> {
-        let mut tries = 0;
-        loop {
-            let before = self.received;
-            let Ended::Broken(why) = self.drain(body).await? else { return Ok(()) };
-            tries = if self.received > before { 1 } else { tries + 1 };
-            tracing::warn!(digest = %self.digest, received = self.received, size = self.size, why, tries, "an upstream's body broke off; it is resumed");
-            body = loop {
-                if tries > self.context.limits.tries {
-                    return Err(Failure::Unavailable);
-                }
-                if tries > 1 {
-                    tokio::time::sleep(self.context.limits.pause * 2_u32.pow(tries - 2)).await;
-                }
-                match self.reopen().await {
-                    Ok(body) => break body,
-                    Err(definite @ (Failure::NotFound | Failure::Denied | Failure::RateLimited(_))) => return Err(definite),
-                    Err(_) => tries += 1,
-                }
-            };
-        }
+    fn contradicts(&self, opened: &Opened) -> bool {
+        opened.size.is_some_and(|size| self.expected.is_some_and(|expected| expected != size))
     }
 
-    /// Asks the source for the rest.
-    async fn reopen(&mut self) -> Result<BoxBody, Failure> {
-        let opened = self.source.open(self.received).await?;
-        let another_size = opened.size.is_some() && self.size.is_some() && opened.size != self.size;
-        if opened.start > self.received || another_size {
-            return Err(Failure::Corrupt);
-        }
-        self.skip = self.received - opened.start;
-        Ok(opened.body)
-    }
-
-    /// Takes one body to its end, writing as it comes.
-    async fn drain(&mut self, mut body: BoxBody) -> Result<Ended, Failure> {
-        let silence = self.context.limits.silence;
-        let mut deadline = Instant::now() + silence;
-        loop {
-            let busy = Instant::now();
-            self.dispatch().await?;
-            // Time in which we did not listen is not the upstream's silence: room was made, or waited for.
-            deadline += busy.elapsed();
-            let hungry = self.gathered.is_hungry();
-            if !hungry {
-                deadline = Instant::now() + silence;
-            }
-            tokio::select! {
-                // In this order: bytes that are here count, however late we come to look.
-                biased;
-                work = wait_for(&mut self.work) => {
-                    let busy = Instant::now();
-                    self.written(work).await?;
-                    deadline += busy.elapsed();
-                }
-                frame = body.frame(), if hungry => match frame {
-                    Some(Ok(frame)) => {
-                        deadline = Instant::now() + silence;
-                        if let Ok(bytes) = frame.into_data() && !self.take(bytes) {
-                            return Ok(Ended::Broken("more bytes than announced"));
-                        }
-                    }
-                    Some(Err(error)) => {
-                        tracing::debug!(digest = %self.digest, %error, "body error");
-                        return Ok(if self.size == Some(self.received) { Ended::Whole } else { Ended::Broken("connection lost") });
-                    }
-                    None if self.size.is_none_or(|size| size == self.received) => return Ok(Ended::Whole),
-                    None => return Ok(Ended::Broken("fewer bytes than announced")),
-                },
-                () = tokio::time::sleep_until(deadline), if hungry => return Ok(Ended::Broken("silence")),
-            }
-        }
-    }
-
-    /// Gathers bytes, without those that were received before; false when there are more than announced.
+    /// Gathers bytes, without those that were received before and those beyond the end; says whether there may be more.
     fn take(&mut self, mut bytes: Bytes) -> bool {
         self.context.metrics.fetched(bytes.len() as u64);
+        self.pace.heard(bytes.len() as u64);
         let skipped = self.skip.min(bytes.len() as u64);
         self.skip -= skipped;
         let _ = bytes.split_to(usize::try_from(skipped).unwrap_or(bytes.len()));
-        if self.size.is_some_and(|size| self.received + bytes.len() as u64 > size) {
-            return false;
-        }
+        let room = self.size.map_or(u64::MAX, |size| size - self.received);
+        let beyond = bytes.len() as u64 > room;
+        bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         self.received += bytes.len() as u64;
         if !bytes.is_empty() {
             self.gathered.push(bytes);
         }
-        true
+        !beyond
     }
 
     /// Has the gathered bytes written, unless a batch is under way already.

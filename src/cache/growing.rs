@@ -258,6 +258,10 @@ impl Reader {
     fn step(&mut self) -> Result<Step, Failure> {
         let progress = self.progress.borrow_and_update();
         let whole = matches!(progress.phase, Phase::Whole);
+        if whole && self.end.is_some_and(|end| end > progress.ready) && self.position >= progress.ready {
+            // The size that its client was told, or its range was cut from, was a lie: no clean end.
+            return Err(Failure::Corrupt);
+        }
         if self.end.is_some_and(|end| self.position >= end) || whole && self.position >= progress.ready {
             return Ok(Step::End);
         }

@@ -9,12 +9,16 @@ use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::cache::{Config, Found, MaxSize, Reader};
 
 /// What a body does next.
 enum Act {
     Bytes(Bytes),
+    /// So many bytes every second.
+    Trickle(Bytes, u64),
     /// The connection is lost.
     Lost,
     /// Nothing comes any more.
@@ -29,11 +33,21 @@ type Answer = Result<(Option<u64>, u64, Vec<Act>), Failure>;
 struct Script {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     asked: Arc<Mutex<Vec<u64>>>,
+    /// What somebody else says of the size.
+    expected: Option<u64>,
+    /// Whether there are other places to ask.
+    elsewhere: bool,
+    blamed: Arc<Mutex<Vec<Blame>>>,
 }
 
 impl Script {
     fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
-        Self { answers: Arc::new(Mutex::new(answers.into_iter().collect())), asked: Arc::default() }
+        let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
+        Self { answers, asked: Arc::default(), expected: None, elsewhere: false, blamed: Arc::default() }
+    }
+
+    fn expecting(self, content: &Bytes) -> Self {
+        Self { expected: size(content), ..self }
     }
 
     fn asked(&self) -> Vec<u64> {
@@ -46,15 +60,32 @@ impl Source for Script {
         self.asked.lock().expect("not poisoned").push(offset);
         let answer = self.answers.lock().expect("not poisoned").pop_front();
         let (size, start, acts) = answer.unwrap_or(Err(Failure::Unavailable))?;
-        let body = stream::unfold(acts.into_iter(), |mut acts| async move {
-            let frame = match acts.next()? {
+        let body = stream::unfold(VecDeque::from(acts), |mut acts| async move {
+            let frame = match acts.pop_front()? {
                 Act::Bytes(bytes) => Ok(Frame::data(bytes)),
+                Act::Trickle(mut bytes, rate) => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let rest = bytes.split_off(bytes.len().min(usize::try_from(rate).expect("small")));
+                    if !rest.is_empty() {
+                        acts.push_front(Act::Trickle(rest, rate));
+                    }
+                    Ok(Frame::data(bytes))
+                }
                 Act::Lost => Err("lost".into()),
                 Act::Silent => std::future::pending().await,
             };
             Some((frame, acts))
         });
         Ok(Opened { size, start, body: Box::pin(StreamBody::new(body)) })
+    }
+
+    fn expected(&self) -> Option<u64> {
+        self.expected
+    }
+
+    fn blame(&mut self, blame: Blame) -> bool {
+        self.blamed.lock().expect("not poisoned").push(blame);
+        self.elsewhere
     }
 }
 
@@ -93,6 +124,11 @@ impl World {
         while self.context.cache.arriving() > 0 {
             tokio::task::yield_now().await;
         }
+    }
+
+    fn path(&self, digest: &Digest) -> std::path::PathBuf {
+        let hex = digest.hex();
+        self.dir.path().join("blobs/sha256").join(&hex[..2]).join(hex)
     }
 
     async fn held(&self, digest: &Digest) -> bool {
@@ -178,6 +214,219 @@ async fn no_progress_is_given_up_and_frees_the_digest() {
     assert_eq!(script.asked(), [0, 150_000, 150_000, 150_000]);
     world.check().await;
     assert!(!world.held(&digest).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_only_trickles_is_left_for_a_better_connection() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    let script = Script::new([
+        Ok((size(&content), 0, then(pieces(&content.slice(..100_000), 50_000), Act::Trickle(content.slice(100_000..), 1_000)))),
+        Ok((size(&content), 220_000, pieces(&content.slice(220_000..), 50_000))),
+    ]);
+    let began = Instant::now();
+    let growing = world.start(&digest, &script).await;
+    assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+    // The first minute had a good start.
+    assert_eq!((script.asked(), began.elapsed().as_secs()), (vec![0, 220_000], 120));
+    assert_eq!(*script.blamed.lock().expect("not poisoned"), [Blame::Stuck]);
+    world.check().await;
+    assert!(world.held(&digest).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_trickles_for_ever_is_given_up_in_minutes() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    for rate in [1, 1_000] {
+        let trickle = |from: usize| Ok((size(&content), from as u64, vec![Act::Trickle(content.slice(from..), rate)]));
+        let minute = usize::try_from(60 * rate).expect("small");
+        let script = Script::new((0..4).map(|n| trickle(n * minute)));
+        let began = Instant::now();
+        let growing = world.start(&digest, &script).await;
+        assert!(matches!(read(growing.reader(0, None).expect("reads")).await, Err(Failure::Timeout)));
+        assert_eq!((script.asked().len(), began.elapsed().as_secs()), (3, 180));
+        world.check().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_line_is_never_cut() {
+    let world = World::new(1 << 30).await;
+    let content = content(20 << 20);
+    let digest = Digest::sha256_of(&content);
+    let script = Script::new([Ok((size(&content), 0, vec![Act::Trickle(content.clone(), 10 << 10)]))]);
+    let began = Instant::now();
+    world.start(&digest, &script).await.whole().await.expect("whole");
+    assert_eq!((script.asked(), began.elapsed().as_secs()), (vec![0], 2048));
+    world.check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_not_taken_for_a_slow_upstream() {
+    let world = World::new(1 << 20).await;
+    let content = content(8 << 20);
+    let digest = Digest::sha256_of(&content);
+    let script = Script::new([Ok((size(&content), 0, pieces(&content, 4 << 10)))]);
+    let growing = world.start(&digest, &script).await;
+    let mut reader = growing.reader(0, None).expect("reads");
+    let began = Instant::now();
+    // A little more than the least that a reader of a window must take, which is more than the least for an upstream: but
+    // whatever it is, it is not the upstream that is measured.
+    while let Some(bytes) = reader.next().await.expect("bytes") {
+        tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / 5_000.0)).await;
+    }
+    assert!(began.elapsed() > Duration::from_secs(1_000), "{:?}", began.elapsed());
+    assert_eq!(script.asked(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_in_the_middle_is_waited_for_and_what_is_here_stays() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    let limited = |seconds| Err(Failure::RateLimited(Duration::from_secs(seconds)));
+    let start = || Ok((size(&content), 0, then(pieces(&content.slice(..200_000), 50_000), Act::Lost)));
+    let rest = || Ok((size(&content), 200_000, pieces(&content.slice(200_000..), 50_000)));
+    let script = Script::new([start(), limited(60), limited(60), rest()]);
+    let began = Instant::now();
+    let growing = world.start(&digest, &script).await;
+    assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+    assert_eq!(script.asked(), [0, 200_000, 200_000, 200_000]);
+    assert!((120..136).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    world.check().await;
+
+    // But not for ever.
+    let digest = Digest::sha256_of(b"another");
+    let script = Script::new([start(), limited(60), limited(60), limited(60), rest()]);
+    let growing = world.start(&digest, &script).await;
+    assert!(matches!(read(growing.reader(0, None).expect("reads")).await, Err(Failure::RateLimited(_))));
+    assert_eq!(script.asked(), [0, 200_000, 200_000, 200_000]);
+    world.check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_that_nobody_saw_are_asked_for_at_every_other_place() {
+    let world = World::new(1 << 30).await;
+    let (wrong, right) = (Bytes::from(vec![7; 10_000]), content(10_000));
+    let digest = Digest::sha256_of(&right);
+    let answer = |content: &Bytes| Ok((size(content), 0, pieces(content, 7_000)));
+    for (elsewhere, asked) in [(false, 2), (true, 4)] {
+        let mut script = Script::new([answer(&wrong), answer(&wrong), answer(&wrong), answer(&right)]);
+        script.elsewhere = elsewhere;
+        let growing = world.start(&digest, &script).await;
+        let got = read(growing.reader(0, None).expect("reads")).await;
+        assert_eq!((got.is_ok_and(|got| got == right), script.asked().len()), (elsewhere, asked));
+        world.check().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_announced_length_that_is_too_long_is_found_out_by_the_hash() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    for last in [None, Some(Act::Lost), Some(Act::Silent)] {
+        let mut acts = pieces(&content, 50_000);
+        acts.extend(last);
+        let script = Script::new([Ok((Some(500_001), 0, acts))]);
+        let growing = world.start(&digest, &script).await;
+        // Whoever was told so gets no clean end; whoever comes next gets the blob.
+        assert!(matches!(read(growing.reader(0, Some(500_001)).expect("reads")).await, Err(Failure::Corrupt)));
+        world.check().await;
+        assert!(world.held(&digest).await, "it is the blob all the same");
+        assert_eq!(script.asked(), [0]);
+        fs::remove_file(world.path(&digest)).expect("removes");
+        assert!(!world.held(&digest).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_has_no_more_is_asked_twice_more_and_not_in_haste() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    for last in [None, Some(Act::Lost)] {
+        let start = then(pieces(&content.slice(..300_000), 50_000), Act::Lost);
+        let nothing = |last: &Option<Act>| Ok((size(&content), 300_000, last.iter().map(|_| Act::Lost).collect()));
+        let script = Script::new([Ok((size(&content), 0, start)), nothing(&last), nothing(&last), nothing(&last), nothing(&last)]);
+        let began = Instant::now();
+        let growing = world.start(&digest, &script).await;
+        assert!(matches!(read(growing.reader(0, None).expect("reads")).await, Err(Failure::Unavailable)));
+        assert_eq!(script.asked(), [0, 300_000, 300_000, 300_000]);
+        assert!(began.elapsed() > Duration::from_secs(3), "{:?}", began.elapsed());
+        world.check().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_breaks_off_after_every_byte_is_not_asked_for_ever() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    let byte = |at: usize| Ok((size(&content), at as u64, vec![Act::Bytes(content.slice(at..=at)), Act::Lost]));
+    let script = Script::new((0..100).map(byte));
+    let growing = world.start(&digest, &script).await;
+    assert!(matches!(read(growing.reader(0, None).expect("reads")).await, Err(Failure::Unavailable)));
+    assert_eq!(script.asked(), [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_body_without_a_length_is_where_the_hash_or_a_manifest_says() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    let part = |from: usize, to: usize| pieces(&content.slice(from..to), 50_000);
+    // Cut twice, and nobody but a manifest knows; the second answer knows the whole size.
+    let script = Script::new([
+        Ok((None, 0, part(0, 200_000))),
+        Ok((None, 200_000, part(200_000, 300_000))),
+        Ok((size(&content), 300_000, part(300_000, 500_000))),
+    ]);
+    let growing = world.start(&digest, &script.clone().expecting(&content)).await;
+    assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+    assert_eq!(script.asked(), [0, 200_000, 300_000]);
+    world.check().await;
+    fs::remove_file(world.path(&digest)).expect("removes");
+
+    // A manifest that is wrong spoils nothing, whichever way.
+    for wrong in [499_999, 600_000] {
+        let mut script = Script::new([Ok((None, 0, part(0, 500_000)))]);
+        script.expected = Some(wrong);
+        assert!(!world.held(&digest).await);
+        let growing = world.start(&digest, &script).await;
+        assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+        assert_eq!(script.asked(), [0]);
+        world.check().await;
+        fs::remove_file(world.path(&digest)).expect("removes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_contradicts_the_manifest_is_asked_for_once_more_and_then_left_to_the_hash() {
+    let world = World::new(1 << 30).await;
+    let content = content(500_000);
+    let digest = Digest::sha256_of(&content);
+    let page = || Ok((Some(10), 0, vec![Act::Bytes(content.slice(5..15))]));
+    let right = || Ok((size(&content), 0, pieces(&content, 50_000)));
+    let script = Script::new([page(), right()]).expecting(&content);
+    let growing = world.start(&digest, &script).await;
+    assert_eq!(growing.opened().await.expect("opens"), size(&content));
+    assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+    assert_eq!(*script.blamed.lock().expect("not poisoned"), [Blame::Wrong]);
+    world.check().await;
+    fs::remove_file(world.path(&digest)).expect("removes");
+
+    // It is the manifest that is wrong: nobody is told a size that may be taken back.
+    let mut script = Script::new([right(), right()]);
+    script.expected = Some(7);
+    let growing = world.start(&digest, &script).await;
+    assert_eq!(growing.opened().await.expect("opens"), None);
+    assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+    assert_eq!(script.asked(), [0, 0]);
+    world.check().await;
 }
 
 #[tokio::test]
