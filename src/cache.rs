@@ -366,13 +366,22 @@ impl Cache {
     /// Whether a repository shows a digest: a manifest of it names it, or it was linked by itself. Bytes that are here
     /// because of another repository are none of its business.
     pub async fn shows(&self, repository: &Repository, digest: &Digest) -> bool {
+        self.shown_size(repository, digest).await.is_some()
+    }
+
+    /// The size that the manifests of a repository say a blob has. They may be wrong: it decides nothing by itself.
+    pub async fn named_size(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
+        self.shown_size(repository, digest).await.filter(|&size| size > 0)
+    }
+
+    async fn shown_size(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
         let (cache, digest) = (self.clone(), *digest);
         if let Some(links) = self.0.hot.links(repository) {
-            return keep::contains(&links, &digest);
+            return keep::shown_size(&links, &digest);
         }
         let repository = repository.clone();
-        let look = move || keep::contains(&cache.links(&repository), &digest);
-        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+        let look = move || keep::shown_size(&cache.links(&repository), &digest);
+        tokio::task::spawn_blocking(look).await.ok().flatten()
     }
 
     /// Whether anybody may see a repository upstream, as far as was last known.
@@ -404,8 +413,8 @@ fn tag_known_now(digest: Digest) -> KnownTag {
     KnownTag { record, checked: Some(Instant::now()) }
 }
 
-/// What a manifest names, itself included: what its repository shows by holding it.
-fn named_by(digest: &Digest, manifest: &Manifest) -> Vec<Digest> {
-    let named = manifest.manifests.iter().chain(&manifest.blobs).map(|descriptor| descriptor.digest);
-    std::iter::once(*digest).chain(named).collect()
+/// What a manifest names, itself included, and the sizes that it says: what its repository shows by holding it.
+fn named_by(digest: &Digest, manifest: &Manifest) -> Vec<(Digest, u64)> {
+    let named = manifest.manifests.iter().chain(&manifest.blobs).map(|descriptor| (descriptor.digest, descriptor.size));
+    std::iter::once((*digest, 0)).chain(named).collect()
 }

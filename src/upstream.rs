@@ -127,6 +127,11 @@ impl Upstream {
         &self.0.registry
     }
 
+    /// How many endpoints it has.
+    pub fn endpoints(&self) -> usize {
+        self.0.endpoints.len()
+    }
+
     /// Who may have what only the credentials can see.
     pub fn private(&self) -> Private {
         self.0.private

@@ -3,7 +3,7 @@
 //! Nothing here is truth: each entry is a copy of something on the disk, verified when it was loaded, or an upstream's
 //! word that is believed for a while.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const OPEN_FILES_MAX: u64 = 256;
 /// Tags and links in memory, by number: about 200 bytes each.
 const RECORDS_MAX: u64 = 100_000;
 
-/// Digests that all link sets together may have in memory: about 70 bytes each.
+/// Digests that all link sets together may have in memory: about 80 bytes each.
 const LINKS_MAX: u64 = 500_000;
 
 /// A tag as this process knows it.
@@ -37,8 +37,8 @@ pub(crate) struct KnownTag {
     pub(crate) checked: Option<Instant>,
 }
 
-/// The digests that a repository shows.
-pub(crate) type Links = Arc<Mutex<HashSet<Digest>>>;
+/// The digests that a repository shows, each with the size that a manifest says it has; 0 when none says so.
+pub(crate) type Links = Arc<Mutex<HashMap<Digest, u64>>>;
 
 /// The memory part of the cache.
 pub(crate) struct Hot {
@@ -126,7 +126,7 @@ impl Hot {
     }
 
     /// What a repository shows; `load` runs once for all who ask at a time, so that nobody adds to a copy that is lost.
-    pub(crate) fn links_or(&self, repository: &Repository, load: impl FnOnce() -> HashSet<Digest>) -> Links {
+    pub(crate) fn links_or(&self, repository: &Repository, load: impl FnOnce() -> HashMap<Digest, u64>) -> Links {
         self.links.get_with(repository.clone(), || Arc::new(Mutex::new(load())))
     }
 

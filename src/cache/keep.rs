@@ -1,6 +1,7 @@
 //! Keeping and forgetting: manifests, tags and links, and the count of what is held.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -276,8 +277,9 @@ impl Cache {
         let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
         let link = move || {
             let links = cache.links(&repository);
-            if !links.lock().unwrap_or_else(PoisonError::into_inner).insert(digest) {
-                return;
+            match links.lock().unwrap_or_else(PoisonError::into_inner).entry(digest) {
+                Vacant(entry) => drop(entry.insert(0)),
+                Occupied(_) => return,
             }
             cache.0.hot.links_grew(&repository, &links);
             if let Err(error) = cache.0.repos.set_blob(&repository, &digest) {
@@ -303,13 +305,13 @@ impl Cache {
         self.0.hot.links_or(repository, || self.read_links(repository))
     }
 
-    fn read_links(&self, repository: &Repository) -> HashSet<Digest> {
+    fn read_links(&self, repository: &Repository) -> HashMap<Digest, u64> {
         let inner = &*self.0;
         let failed = |error: io::Error| {
             tracing::error!(%repository, %error, "the links of a repository cannot be read; the upstream is asked instead");
             Vec::new()
         };
-        let mut shown = HashSet::new();
+        let mut shown = HashMap::new();
         for digest in inner.repos.manifests(repository).unwrap_or_else(failed) {
             let Some(bytes) = self.load_small(&digest) else { continue };
             let media_type = inner.repos.manifest(repository, &digest).ok().flatten();
@@ -317,7 +319,9 @@ impl Cache {
                 shown.extend(named_by(&digest, &manifest));
             }
         }
-        shown.extend(inner.repos.blobs(repository).unwrap_or_else(failed));
+        for digest in inner.repos.blobs(repository).unwrap_or_else(failed) {
+            shown.entry(digest).or_insert(0);
+        }
         shown
     }
 }
@@ -332,9 +336,9 @@ fn take_clean(root: &std::path::Path) -> Option<u64> {
     noted?.trim().parse().ok()
 }
 
-/// Whether a repository's links have a digest.
-pub(super) fn contains(links: &Links, digest: &Digest) -> bool {
-    links.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+/// The size that a repository's manifests say a digest has, 0 where they do not; nothing when its links do not have it.
+pub(super) fn shown_size(links: &Links, digest: &Digest) -> Option<u64> {
+    links.lock().unwrap_or_else(PoisonError::into_inner).get(digest).copied()
 }
 
 /// Milliseconds since 1970. A clock that is wrong disturbs the order of eviction and nothing else.

@@ -8,7 +8,7 @@ use http_body::{Body, Frame};
 
 use super::{Answer, BlobAnswer, Error, Pull};
 use crate::cache::{Failure, Found, Growing, Joined, Permit};
-use crate::fill::{self, Opened, Source};
+use crate::fill::{self, Blame, Opened, Source};
 use crate::observe::{Kind, Outcome};
 use crate::oci::{Digest, Repository};
 use crate::upstream::{self, BlobBody, Flaw, Upstream};
@@ -70,7 +70,7 @@ impl Pull {
         // A file that only has to be verified again is held.
         let outcome = if permit.has_suspect() { Outcome::Hit } else { Outcome::Miss };
         let (repository, digest) = (repository.clone(), permit.digest());
-        let source = UpstreamBlob { pull: self.clone(), upstream: upstream.clone(), repository, digest, shown };
+        let source = UpstreamBlob::new(self, upstream, repository, digest, shown).await;
         let growing = fill::start(permit, source, self.0.fills.clone());
         growing.opened().await?;
         Ok(arriving(growing, outcome))
@@ -140,15 +140,46 @@ struct UpstreamBlob {
     digest: Digest,
     /// The repository is known to show it.
     shown: bool,
+    /// What the repository's manifests say.
+    expected: Option<u64>,
+    /// The endpoints whose bytes are in what came until now, the last one last.
+    asked: Vec<usize>,
+    /// Those that sent something else.
+    wrong: Vec<usize>,
+    /// The one that did not get on, last time.
+    stuck: Option<usize>,
 }
 
 impl Source for UpstreamBlob {
+    fn expected(&self) -> Option<u64> {
+        self.expected
+    }
+
+    fn blame(&mut self, blame: Blame) -> bool {
+        match blame {
+            Blame::Stuck => self.stuck = self.asked.last().copied(),
+            Blame::Wrong => {
+                // Whichever of those that had a part in it: the hash does not say.
+                self.wrong.append(&mut self.asked);
+                self.wrong.sort_unstable();
+                self.wrong.dedup();
+                self.pull.0.memory.wrong.put((self.repository.registry.clone(), self.digest), self.wrong.clone());
+            }
+        }
+        self.wrong.len() < self.upstream.endpoints()
+    }
+
     async fn open(&mut self, offset: u64) -> Result<Opened, Failure> {
         if self.pull.offline() {
             return Err(Failure::NotFound);
         }
         let error = match self.ask(offset).await {
             Ok(body) => {
+                if offset == 0 {
+                    self.asked.clear();
+                }
+                self.asked.retain(|&endpoint| endpoint != body.endpoint);
+                self.asked.push(body.endpoint);
                 if !self.shown {
                     // The upstream gave it under this repository's name: that is a link.
                     self.pull.0.cache.link_blob(&self.repository, &self.digest).await;
@@ -169,11 +200,21 @@ impl Source for UpstreamBlob {
 }
 
 impl UpstreamBlob {
+    async fn new(pull: &Pull, upstream: &Upstream, repository: Repository, digest: Digest, shown: bool) -> Self {
+        let expected = pull.0.cache.named_size(&repository, &digest).await;
+        let wrong = pull.0.memory.wrong.get(&(repository.registry.clone(), digest)).unwrap_or_default();
+        let (pull, upstream) = (pull.clone(), upstream.clone());
+        Self { pull, upstream, repository, digest, shown, expected, asked: Vec::new(), wrong, stuck: None }
+    }
+
     /// From the offset on, or all of it again where the upstream cannot go on there: what was received is then dropped.
     async fn ask(&self, offset: u64) -> Result<BlobBody, upstream::Error> {
-        let name = &self.repository.name;
-        match self.upstream.blob(name, &self.digest, offset).await {
-            Err(upstream::Error::BadAnswer { flaw: Flaw::Range, .. }) if offset > 0 => self.upstream.blob(name, &self.digest, 0).await,
+        let (name, digest) = (&self.repository.name, &self.digest);
+        let avoided = self.wrong.iter().copied().chain(self.stuck).collect::<Vec<_>>();
+        match self.upstream.blob_avoiding(&avoided, name, digest, offset).await {
+            Err(upstream::Error::BadAnswer { flaw: Flaw::Range, .. }) if offset > 0 => {
+                self.upstream.blob_avoiding(&avoided, name, digest, 0).await
+            }
             answer => answer,
         }
     }

@@ -21,6 +21,10 @@ pub(super) const REST_FOR: Duration = Duration::from_secs(10);
 /// How long it is remembered whether anybody may see a repository.
 const VISIBLE_FOR: Duration = Duration::from_secs(300);
 
+/// How long an endpoint that sent wrong bytes for a digest is asked last for it: as long as a bad copy may well lie in
+/// somebody's cache.
+const WRONG_FOR: Duration = Duration::from_secs(3_600);
+
 /// Entries of each memory: a few hundred bytes each.
 const ENTRIES_MAX: u64 = 20_000;
 
@@ -44,6 +48,8 @@ pub(super) struct Memory {
     pub(super) public: Recent<Repository, ()>,
     /// What nobody may see without credentials, or what does not exist.
     pub(super) hidden: Recent<(Repository, What), ()>,
+    /// The endpoints, by number, that sent something else for a blob.
+    pub(super) wrong: Recent<(Registry, Digest), Vec<usize>>,
     pub(super) heads: Coalesce<(Repository, Tag), Result<Announced, Error>>,
     pub(super) tags: Coalesce<(Repository, Tag), Result<(Digest, HeldManifest), Error>>,
     pub(super) manifests: Coalesce<(Repository, Digest), Result<HeldManifest, Error>>,
@@ -60,6 +66,7 @@ impl Memory {
             absent: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             public: Recent::new(ENTRIES_MAX, VISIBLE_FOR),
             hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),
+            wrong: Recent::new(ENTRIES_MAX, WRONG_FOR),
             heads: Coalesce::new(stop.clone()),
             tags: Coalesce::new(stop.clone()),
             manifests: Coalesce::new(stop.clone()),

@@ -63,6 +63,8 @@ pub struct BlobBody {
     pub body: Incoming,
     /// The host that sends it, for the log.
     pub host: String,
+    /// The endpoint that it was asked of, by its place in the list.
+    pub endpoint: usize,
     // One of the connections that an upstream is granted: free again when the body is dropped.
     _permit: OwnedSemaphorePermit,
 }
@@ -113,7 +115,12 @@ impl Upstream {
     ///
     /// [`Flaw::Range`] says that it cannot be continued there: ask again with 0.
     pub async fn blob(&self, name: &Name, digest: &Digest, offset: u64) -> Result<BlobBody, Error> {
-        self.blob_as(name, digest, offset, Identity::Own).await
+        self.blob_as(name, digest, offset, Identity::Own, &[]).await
+    }
+
+    /// The same, of other endpoints than these if one of those has it.
+    pub async fn blob_avoiding(&self, avoided: &[usize], name: &Name, digest: &Digest, offset: u64) -> Result<BlobBody, Error> {
+        self.blob_as(name, digest, offset, Identity::Own, avoided).await
     }
 
     /// HEAD of a blob: its size in bytes, where the upstream says it.
@@ -203,12 +210,12 @@ impl Upstream {
         Ok(Fetched { bytes, content_type: content_type(&head.headers), digest })
     }
 
-    async fn blob_as(&self, name: &Name, digest: &Digest, offset: u64, identity: Identity) -> Result<BlobBody, Error> {
+    async fn blob_as(&self, name: &Name, digest: &Digest, offset: u64, identity: Identity, avoided: &[usize]) -> Result<BlobBody, Error> {
         let deadline = Deadline::after(self.0.wire.limits.call);
         let permit = self.permit(&self.0.blobs, deadline).await?;
-        let ask = Ask { kind: Kind::Blob, offset, accept: "*/*", ..Ask::get(name, format!("blobs/{digest}"), identity) };
+        let ask = Ask { kind: Kind::Blob, offset, accept: "*/*", avoided, ..Ask::get(name, format!("blobs/{digest}"), identity) };
         let (answer, size, start) = self.ask(&ask, deadline, |answer| ready(begun(answer, offset))).await?;
-        Ok(BlobBody { size, start, body: answer.body, host: answer.host, _permit: permit })
+        Ok(BlobBody { size, start, body: answer.body, host: answer.host, endpoint: answer.endpoint, _permit: permit })
     }
 
     async fn size_of(&self, name: &Name, digest: &Digest, identity: Identity) -> Result<Option<u64>, Error> {
@@ -222,7 +229,7 @@ impl Upstream {
             // The storage that the registry redirects to may have signed for GET only (ghcr.io): the head of a GET tells
             // the same, and its body is not read.
             Err(Error::BadAnswer { flaw: Flaw::NoHead, .. } | Error::Unavailable { why: Why::Storage(_), .. }) => {
-                self.blob_as(name, digest, 0, identity).await.map(|blob| blob.size)
+                self.blob_as(name, digest, 0, identity, &[]).await.map(|blob| blob.size)
             }
             told => told,
         }
@@ -244,7 +251,7 @@ impl Upstream {
 impl<'a> Ask<'a> {
     fn get(name: &'a Name, what: String, identity: Identity) -> Self {
         let (method, kind, accept) = (Method::GET, Kind::Manifest, ACCEPT_MANIFEST);
-        Self { method, kind, name, what, query: None, accept, offset: 0, identity }
+        Self { method, kind, name, what, query: None, accept, offset: 0, identity, avoided: &[] }
     }
 
     fn manifest(name: &'a Name, reference: &Reference, identity: Identity) -> Self {

@@ -51,6 +51,8 @@ pub(super) struct Ask<'a> {
     pub(super) accept: &'static str,
     pub(super) offset: u64,
     pub(super) identity: Identity,
+    /// Endpoints, by number, that are asked last.
+    pub(super) avoided: &'a [usize],
 }
 
 /// An answer of status 200, or 206 where a range was asked for.
@@ -59,6 +61,8 @@ pub(super) struct Answer {
     pub(super) body: Incoming,
     /// Where the body comes from.
     pub(super) host: String,
+    /// The endpoint that was asked, by its place in the operator's list.
+    pub(super) endpoint: usize,
 }
 
 /// What the registry itself answered, and with what it was asked.
@@ -76,11 +80,11 @@ impl Upstream {
         deadline: Deadline,
         finish: impl Fn(Answer) -> F,
     ) -> Result<T, Error> {
-        let mut tries = Tries::new(&self.0.endpoints, ask.kind, &self.0.wire.limits, deadline);
+        let mut tries = Tries::new(&self.0.endpoints, ask.avoided, ask.kind, &self.0.wire.limits, deadline);
         while let Some(turn) = tries.next().await {
-            let (index, endpoint, limit) = (turn.index, turn.endpoint, turn.deadline);
+            let (index, number, endpoint, limit) = (turn.index, turn.number, turn.endpoint, turn.deadline);
             let result = match self.attempt(turn, ask, limit).await {
-                Ok(answer) => finish(answer).await,
+                Ok(answer) => finish(Answer { endpoint: number, ..answer }).await,
                 Err(error) => Err(error),
             };
             match result {
@@ -298,7 +302,7 @@ struct Used {
 impl Answer {
     fn new(response: Response<Incoming>, host: String) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, body, host }
+        Self { head, body, host, endpoint: 0 }
     }
 }
 

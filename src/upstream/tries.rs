@@ -27,6 +27,8 @@ pub(super) struct Tries<'a> {
 }
 
 struct Candidate<'a> {
+    /// Its place in the operator's list.
+    number: usize,
     endpoint: &'a Endpoint,
     error: Option<Error>,
     /// Worth another attempt.
@@ -36,6 +38,7 @@ struct Candidate<'a> {
 /// One attempt.
 pub(super) struct Turn<'a> {
     pub(super) index: usize,
+    pub(super) number: usize,
     pub(super) endpoint: &'a Endpoint,
     pub(super) pass: Pass<'a>,
     /// An endpoint that hangs must leave time for the others.
@@ -43,10 +46,12 @@ pub(super) struct Turn<'a> {
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(endpoints: &'a [Endpoint], kind: Kind, limits: &'a Limits, deadline: Deadline) -> Self {
-        let mut candidates: Vec<_> = endpoints.iter().map(|endpoint| Candidate { endpoint, error: None, again: false }).collect();
+    /// The endpoints of these numbers are `avoided`: asked when no other has it.
+    pub(super) fn new(endpoints: &'a [Endpoint], avoided: &[usize], kind: Kind, limits: &'a Limits, deadline: Deadline) -> Self {
+        let candidate = |(number, endpoint)| Candidate { number, endpoint, error: None, again: false };
+        let mut candidates: Vec<_> = endpoints.iter().enumerate().map(candidate).collect();
         if candidates.len() > 1 {
-            candidates.sort_by_key(|candidate| candidate.endpoint.health.is_suspect());
+            candidates.sort_by_key(|candidate| (avoided.contains(&candidate.number), candidate.endpoint.health.is_suspect()));
         }
         Self { candidates, limits, kind, deadline, cursor: 0, made: 0, pauses: 0 }
     }
@@ -113,6 +118,7 @@ impl<'a> Tries<'a> {
 
     fn turn(&mut self, index: usize, pass: Pass<'a>, share: Duration) -> Turn<'a> {
         self.made += 1;
-        Turn { index, endpoint: self.candidates[index].endpoint, pass, deadline: self.deadline.within(share) }
+        let Candidate { number, endpoint, .. } = self.candidates[index];
+        Turn { index, number, endpoint, pass, deadline: self.deadline.within(share) }
     }
 }

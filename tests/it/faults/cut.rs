@@ -147,6 +147,43 @@ async fn a_slow_body_is_not_a_silent_one() {
 }
 
 #[tokio::test]
+async fn a_body_that_only_trickles_is_left_for_a_better_connection() {
+    // What is a minute in earnest. The better connection has tens of thousands of times what is asked of it.
+    let strict = |tuning: &mut millpond::serve::Tuning| {
+        tuning.fill.rate = 2_000;
+        tuning.fill.rate_over = Duration::from_millis(500);
+    };
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(strict));
+    let held = scene.hold("held").await;
+    let blob = scene.push(1, LEN);
+    once(&scene, &blob, Fault::trickle(50));
+    let client = tokio::spawn(scene.get(&blob).fetch());
+    scene.hub.asked(1, scene.hub.body_of(&blob.digest)).await;
+    scene.serves_what_it_holds(&held, "held").await;
+    assert_whole(&client.await.unwrap(), &blob);
+    let offsets = offsets(&scene, &blob);
+    assert!(offsets.len() >= 2 && offsets[1] > 0 && offsets[1] < 10_000, "{}", scene.hub.story());
+    scene.is_sound().await;
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_on_every_connection_ends() {
+    let strict = |tuning: &mut millpond::serve::Tuning| {
+        tuning.fill.rate = 2_000;
+        tuning.fill.rate_over = Duration::from_millis(500);
+    };
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(strict));
+    let blob = scene.push(1, LEN);
+    scene.hub.on(scene.hub.body_of(&blob.digest), Fault::trickle(50));
+    let fetched = scene.get(&blob).fetch().await;
+    assert!(!fetched.is_whole() && fetched.len < LEN, "{fetched:?}");
+    assert_eq!(offsets(&scene, &blob).len(), 3, "{}", scene.hub.story());
+    scene.is_sound().await;
+    scene.hub.heal();
+    assert_whole(&scene.get(&blob).fetch().await, &blob);
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_begin_is_a_quick_refusal() {
     let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(1);
     let scene = Scene::with(Registry::hub().await, |builder| builder.tune(quick));

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use crate::support::client::{Reply, head};
+use crate::support::mirror;
 use crate::support::patience::within;
-use crate::support::registry::{Fault, Image, Kind, Want};
-use crate::support::scene::{REPO, Scene, assert_refused, assert_whole};
+use crate::support::registry::{Blob, Fault, Image, Kind, Registry, Want};
+use crate::support::scene::{REPO, Scene, assert_refused, assert_whole, quick};
 
 /// A refusal that says when to come back, within reason.
 fn assert_limited(reply: &Reply) {
@@ -94,17 +95,47 @@ async fn a_blob_that_is_limited_is_left_alone_too() {
     }
 }
 
-#[tokio::test]
-async fn a_limit_in_the_middle_of_a_body_ends_it_without_a_lie() {
-    let scene = Scene::new().await;
+/// A scene, and a blob of which the first half comes before the upstream begins to limit.
+async fn limited_in_the_middle(tune: impl Fn(&mut millpond::serve::Tuning) + Copy) -> (Scene, Blob) {
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(tune));
     scene.hold("held").await;
     let blob = scene.push(1, 1 << 20);
     scene.hub.on(scene.hub.body_of(&blob.digest), Fault::cut(500_000).once());
     scene.hub.on(Kind::Blob.of(blob.digest), Fault::too_many(Some(30)).skip(1).once());
+    (scene, blob)
+}
+
+#[tokio::test]
+async fn a_limit_in_the_middle_of_a_body_is_waited_for_and_what_is_here_stays() {
+    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.retry_after = (Duration::from_millis(500), Duration::from_secs(1));
+    let (scene, blob) = limited_in_the_middle(short).await;
+    assert_whole(&scene.get(&blob).fetch().await, &blob);
+    assert_eq!(scene.hub.bytes_of(&blob.digest), blob.len(), "no byte twice:\n{}", scene.hub.story());
+    assert_eq!(scene.hub.gets_of(&blob.digest), 3, "cut, limited, resumed:\n{}", scene.hub.story());
+    scene.is_sound().await;
+}
+
+#[tokio::test]
+async fn a_limit_in_the_middle_of_a_body_is_not_waited_for_for_ever_and_ends_without_a_lie() {
+    let (scene, blob) = limited_in_the_middle(|tuning| tuning.fill.limited = Duration::from_secs(29)).await;
     let fetched = scene.get(&blob).fetch().await;
     assert!(!fetched.is_whole() && fetched.len <= 500_000, "{fetched:?}");
     assert_limited(&scene.get(&blob).send().await);
     assert_eq!(scene.hub.gets_of(&blob.digest), 2, "{}", scene.hub.story());
+    scene.is_sound().await;
+}
+
+#[tokio::test]
+async fn a_limit_of_one_endpoint_in_the_middle_of_a_body_sends_to_the_other() {
+    let (first, second) = (Registry::plain().await, Registry::plain().await);
+    let mirror = mirror::Builder::new().upstream("docker.io", &first).upstream("docker.io", &second).tune(quick).start();
+    let scene = Scene { hub: first, mirror };
+    let blob = scene.push(1, 1 << 20);
+    second.blob(REPO, &blob);
+    scene.hub.on(Kind::Blob.of(blob.digest), Fault::cut(500_000).once());
+    scene.hub.on(Kind::Blob.of(blob.digest), Fault::too_many(Some(60)));
+    assert_whole(&scene.get(&blob).fetch().await, &blob);
+    assert_eq!((scene.hub.bytes_of(&blob.digest), second.bytes_of(&blob.digest)), (500_000, blob.len() - 500_000));
     scene.is_sound().await;
 }
 
