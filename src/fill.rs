@@ -281,7 +281,12 @@ impl<S: Source> Fill<S> {
         // Of two that contradict each other neither is believed: the hash says where the end is.
         self.size = opened.size.filter(|_| !self.contradicts(&opened));
         let writer = self.permit.writer();
-        match self.context.cache.admit(self.size).await {
+        let cache = &self.context.cache;
+        let place = match self.size {
+            Some(size) => cache.admit(size).await,
+            None => cache.admit_unsized(self.expected).await,
+        };
+        match place {
             Ok(kept) => {
                 writer.open(self.size, Some(kept.file().clone()));
                 self.store = Store::File(kept);

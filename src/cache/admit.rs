@@ -29,14 +29,20 @@ const ROOM_TRIES: usize = 4;
 const EVICT_AHEAD_PART: u64 = 64;
 const EVICT_AHEAD_MAX: u64 = 256 << 20;
 
-/// How much is promised at a time to a blob whose size nobody has said, in bytes.
+/// How much is promised at a time to a blob whose size the upstream has not said, in bytes.
 const UNSIZED_STEP: u64 = 16 << 20;
+
+/// For a blob whose size nobody knows, other blobs are evicted up to this part of the limit: it may be endless. What goes
+/// beyond is stored as long as there is room anyway.
+const UNSIZED_EVICTS_PART: u64 = 4;
 
 /// A place for a blob that is arriving.
 #[derive(Debug)]
 pub(crate) struct Kept {
     temp: Temp,
     promise: Promise,
+    /// How many bytes may be promised to it by evicting others.
+    evicts_upto: u64,
 }
 
 /// Why a blob is not stored.
@@ -73,12 +79,25 @@ impl Kept {
 
 impl Cache {
     /// A place for a blob of so many bytes: evicts what it must. An error says that the blob is not to be stored.
-    pub(crate) async fn admit(&self, size: Option<u64>) -> Result<Kept, NotStored> {
-        tokio::time::timeout(ADMIT_DEADLINE, self.make_place(size)).await.unwrap_or(Err(NotStored::Slow))
+    pub(crate) async fn admit(&self, size: u64) -> Result<Kept, NotStored> {
+        self.in_time(self.make_place(Some(size), size, size)).await
     }
 
-    async fn make_place(&self, size: Option<u64>) -> Result<Kept, NotStored> {
-        let promise = self.room(size.unwrap_or(UNSIZED_STEP)).await?;
+    /// A place for a blob that may have any size; `expected` is what somebody says who may be wrong. It is believed as far as
+    /// eviction goes, so that for a blob that has no place anyway nothing is evicted, and for no blob more than it needs.
+    pub(crate) async fn admit_unsized(&self, expected: Option<u64>) -> Result<Kept, NotStored> {
+        let max = self.0.space.max();
+        let share = max / UNSIZED_EVICTS_PART;
+        let (first, evicts_upto) = expected.map_or((UNSIZED_STEP.min(share), share), |expected| (expected, expected));
+        self.in_time(self.make_place(None, first, evicts_upto)).await
+    }
+
+    async fn in_time(&self, place: impl Future<Output = Result<Kept, NotStored>>) -> Result<Kept, NotStored> {
+        tokio::time::timeout(ADMIT_DEADLINE, place).await.unwrap_or(Err(NotStored::Slow))
+    }
+
+    async fn make_place(&self, size: Option<u64>, first: u64, evicts_upto: u64) -> Result<Kept, NotStored> {
+        let promise = self.room(first, true).await?;
         let cache = self.clone();
         let make = move || -> Result<Kept, NotStored> {
             let temp = cache.0.folder.temp()?;
@@ -89,7 +108,7 @@ impl Cache {
                     Err(error) => return Err(NotStored::Disk(error.into())),
                 }
             }
-            Ok(Kept { temp, promise })
+            Ok(Kept { temp, promise, evicts_upto })
         };
         tokio::task::spawn_blocking(make).await.unwrap_or(Err(NotStored::NoRoom))
     }
@@ -97,12 +116,14 @@ impl Cache {
     /// Makes sure that so many bytes of an unsized blob are promised.
     pub(crate) async fn admit_more(&self, kept: &mut Kept, upto: u64) -> Result<(), NotStored> {
         while kept.promise.bytes() < upto {
-            kept.promise.join(self.room(UNSIZED_STEP).await?);
+            let may_evict = kept.promise.bytes() < kept.evicts_upto;
+            let step = UNSIZED_STEP.min(self.0.space.max() / UNSIZED_EVICTS_PART).max(1);
+            kept.promise.join(self.room(step, may_evict).await?);
         }
         Ok(())
     }
 
-    async fn room(&self, bytes: u64) -> Result<Promise, NotStored> {
+    async fn room(&self, bytes: u64, may_evict: bool) -> Result<Promise, NotStored> {
         if !self.0.space.counted().await {
             return Err(NotStored::Uncounted);
         }
@@ -121,6 +142,7 @@ impl Cache {
             match tokio::task::spawn_blocking(ask).await {
                 Ok(Ask::Given(promise)) => return Ok(promise),
                 Ok(Ask::TooLarge) => return Err(NotStored::TooLarge),
+                Ok(Ask::Evict(_)) if !may_evict => return Err(NotStored::NoRoom),
                 Ok(Ask::Evict(_)) if turn.is_none() => turn = Some(self.0.evicting.lock().await),
                 Ok(Ask::Evict(_)) => {}
                 Err(_) => return Err(NotStored::NoRoom),

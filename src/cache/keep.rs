@@ -215,7 +215,7 @@ impl Cache {
 
     /// Keeps a verified manifest for a repository on disk. A disk that fails costs only the keeping.
     pub(crate) async fn keep_manifest(&self, repository: &Repository, digest: &Digest, media_type: &MediaType, bytes: Bytes) {
-        let kept = self.admit(Some(bytes.len() as u64)).await;
+        let kept = self.admit(bytes.len() as u64).await;
         let (cache, repository, digest, media_type) = (self.clone(), repository.clone(), *digest, media_type.clone());
         let keep = move || {
             if let Err(error) = cache.store_manifest(kept, &repository, &digest, &media_type, &bytes) {

@@ -15,7 +15,7 @@ async fn keep(cache: &Cache, fill: u8, size: usize) -> Digest {
     use std::os::unix::fs::FileExt;
     let bytes = vec![fill; size];
     let digest = Digest::sha256_of(&bytes);
-    let kept = cache.admit(Some(size as u64)).await.expect("room");
+    let kept = cache.admit(size as u64).await.expect("room");
     kept.file().write_all_at(&bytes, 0).expect("writes");
     cache.commit(kept, &digest, size as u64).expect("commits");
     digest

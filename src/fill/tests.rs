@@ -104,7 +104,7 @@ impl World {
         let limits = Limits { tries: 3, ..Limits::default() };
         let world = Self { dir, context: Context { cache, metrics, tasks, stop, limits } };
         // Else the first blob waits for the count, and a paused clock runs on meanwhile.
-        drop(world.context.cache.admit(Some(0)).await);
+        drop(world.context.cache.admit(0).await);
         world
     }
 
@@ -420,7 +420,7 @@ async fn an_answer_that_contradicts_the_manifest_is_asked_for_once_more_and_then
     fs::remove_file(world.path(&digest)).expect("removes");
 
     // It is the manifest that is wrong: nobody is told a size that may be taken back.
-    let mut script = Script::new([right(), right()]);
+    let mut script = Script::new([right(), Ok((size(&content), 0, vec![Act::Trickle(content.clone(), 250_000)]))]);
     script.expected = Some(7);
     let growing = world.start(&digest, &script).await;
     assert_eq!(growing.opened().await.expect("opens"), None);
@@ -467,6 +467,36 @@ async fn what_does_not_fit_is_passed_through() {
         assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
         world.check().await;
         assert!(!world.held(&digest).await);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_evicts_no_more_than_its_share_or_what_a_manifest_says() {
+    let mib = 1 << 20;
+    let large = content(12 * mib);
+    let digest = Digest::sha256_of(&large);
+    // A cache of 8 MiB that is full, and a blob larger than that whose size nobody says, or a manifest does; and one that
+    // would fit. A little more is evicted than is needed, so that it is one blob more.
+    for (len, expected, kept, stays) in [(12, false, false, 5), (12, true, false, 8), (3, true, true, 4), (1, false, true, 5)] {
+        let world = World::new(8 * mib as u64).await;
+        let small = (0..8_u8).map(|n| Bytes::from(vec![n; mib])).collect::<Vec<_>>();
+        for content in &small {
+            let script = Script::new([Ok((size(content), 0, pieces(content, 500_000)))]);
+            world.start(&Digest::sha256_of(content), &script).await.whole().await.expect("whole");
+            world.settle().await;
+        }
+        let content = large.slice(..len * mib);
+        let digest = if content.len() == large.len() { digest } else { Digest::sha256_of(&content) };
+        let mut script = Script::new([Ok((None, 0, pieces(&content, 100_000)))]);
+        script.expected = size(&content).filter(|_| expected);
+        let growing = world.start(&digest, &script).await;
+        assert!(read(growing.reader(0, None).expect("reads")).await.expect("whole") == content);
+        world.check().await;
+        let mut held = 0;
+        for content in &small {
+            held += usize::from(world.held(&Digest::sha256_of(content)).await);
+        }
+        assert_eq!((held, world.held(&digest).await), (stays, kept), "{len} MiB, expected: {expected}");
     }
 }
 
@@ -549,7 +579,7 @@ async fn a_disk_that_refuses_at_any_byte_breaks_no_reader() {
         let opened = fill.source.open(0).await.expect("opens");
         fill.size = opened.size;
         fill.permit.writer().open(opened.size, Some(file.clone()));
-        fill.store = Store::File(world.context.cache.admit(opened.size).await.expect("room").writing_to(file));
+        fill.store = Store::File(world.context.cache.admit(opened.size.expect("sized")).await.expect("room").writing_to(file));
         fill.take_all(opened.body).await.expect("goes on");
         fill.commit().await;
         assert!(reader.await.expect("runs").expect("whole") == content);
