@@ -174,19 +174,24 @@ impl std::fmt::Debug for Cache {
 impl Cache {
     /// Where a blob stands. Whoever gets [`Found::Missing`] is the only one to do so until its permit is gone.
     pub async fn blob(&self, digest: &Digest) -> Found {
-        if let Some(found) = self.blob_at_hand(digest) {
+        self.blob_from(digest, 0).await
+    }
+
+    /// The same for one who wants the bytes from there on, and can join a transfer that is past those before.
+    pub async fn blob_from(&self, digest: &Digest, from: u64) -> Found {
+        if let Some(found) = self.blob_at_hand(digest, from) {
             return found;
         }
         let (cache, digest) = (self.clone(), *digest);
-        match tokio::task::spawn_blocking(move || cache.look_up(&digest)).await {
+        match tokio::task::spawn_blocking(move || cache.look_up(&digest, from)).await {
             Ok(found) => found,
             // The runtime is stopping: let the caller find out by its permit.
-            Err(_) => self.claim(&digest, None),
+            Err(_) => self.claim(&digest, from, None),
         }
     }
 
     /// What can be said without touching the disk.
-    fn blob_at_hand(&self, digest: &Digest) -> Option<Found> {
+    fn blob_at_hand(&self, digest: &Digest, from: u64) -> Option<Found> {
         let inner = &*self.0;
         if let Some(bytes) = inner.hot.content(digest) {
             self.touch(digest);
@@ -200,13 +205,13 @@ impl Cache {
             }
             inner.hot.forget(digest);
         }
-        inner.flights.get(digest).map(Found::Growing)
+        inner.flights.get(digest, from).map(Found::Growing)
     }
 
-    fn look_up(&self, digest: &Digest) -> Found {
+    fn look_up(&self, digest: &Digest, from: u64) -> Found {
         match self.open_trusted(digest) {
             Ok(found) => found,
-            Err(suspect) => match self.claim(digest, suspect) {
+            Err(suspect) => match self.claim(digest, from, suspect) {
                 // A writer may have committed between our look at the disk and our claim.
                 Found::Missing(permit) if !permit.has_suspect() => match self.open_trusted(digest) {
                     Ok(found) => found,
@@ -267,8 +272,8 @@ impl Cache {
         Some(inner.hot.hold_content(&file.digest, &bytes))
     }
 
-    fn claim(&self, digest: &Digest, suspect: Option<BlobFile>) -> Found {
-        match self.0.flights.join(digest) {
+    fn claim(&self, digest: &Digest, from: u64, suspect: Option<BlobFile>) -> Found {
+        match self.0.flights.join(digest, from) {
             Role::Reader(growing) => Found::Growing(growing),
             Role::Writer(permit) => Found::Missing(match suspect {
                 Some(file) => permit.with_suspect(file),
@@ -283,7 +288,7 @@ impl Cache {
 
     /// The size of a blob that is held or arriving, without reading or fetching it.
     pub async fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        match self.blob_at_hand(digest) {
+        match self.blob_at_hand(digest, 0) {
             Some(Found::Memory(bytes)) => return Some(bytes.len() as u64),
             Some(Found::Whole(blob)) => return Some(blob.size()),
             Some(Found::Growing(growing)) => return growing.progress().size,

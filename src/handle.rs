@@ -101,7 +101,7 @@ impl Handler {
                 reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
             }
             Route::Blob(repository, digest) => {
-                let answer = self.pull.blob(asker, repository, digest, asked.head).await?;
+                let answer = self.pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
                 reply::blob(answer, digest, asked).await?
             }
             Route::Tags { repository, n, last } => {

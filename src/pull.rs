@@ -195,14 +195,21 @@ impl Pull {
         }
     }
 
-    /// A blob.
-    pub async fn blob(&self, asker: Asker, repository: &Repository, digest: &Digest, head: bool) -> Result<Answer<BlobAnswer>, Error> {
+    /// A blob, for one who wants its bytes from `from` on; with `head` nothing is fetched that is not held.
+    pub async fn blob(
+        &self,
+        asker: Asker,
+        repository: &Repository,
+        digest: &Digest,
+        from: u64,
+        head: bool,
+    ) -> Result<Answer<BlobAnswer>, Error> {
         let upstream = self.upstream(repository, Kind::Blob)?;
         self.check_visible(asker, &upstream, repository, What::Blob(*digest)).await?;
         if head {
             return self.blob_head(&upstream, repository, digest).await;
         }
-        self.blob_get(&upstream, repository, digest).await
+        self.blob_get(&upstream, repository, digest, from).await
     }
 
     /// The router lets only configured registries through; this says so in the type.

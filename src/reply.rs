@@ -71,6 +71,12 @@ impl Asked {
         if holds { parse_range(self.range.as_deref(), size) } else { Wanted::Whole }
     }
 
+    /// The first byte that can be wanted, whatever the size turns out to be.
+    pub fn from(&self) -> u64 {
+        let range = self.range.as_deref().filter(|_| self.if_range.is_none() && !self.unframed);
+        range.and_then(range::first_byte).unwrap_or(0)
+    }
+
     /// Whether the answer can only begin when the size is known.
     fn needs_size(&self) -> bool {
         self.range.is_some() || self.unframed

@@ -39,11 +39,11 @@ pub(crate) enum Role {
 }
 
 impl Flights {
-    /// Joins the transfer of a digest, or becomes its writer. A transfer that a newcomer could not read from the start
-    /// is left to its readers, and replaced.
-    pub(crate) fn join(&self, digest: &Digest) -> Role {
+    /// Joins the transfer of a digest, or becomes its writer. A transfer that a newcomer could not read from the byte it
+    /// wants first is left to its readers, and replaced.
+    pub(crate) fn join(&self, digest: &Digest, from: u64) -> Role {
         let mut flights = self.lock();
-        if let Some(growing) = flights.get(digest).filter(|growing| growing.serves_from_start()) {
+        if let Some(growing) = flights.get(digest).filter(|growing| growing.serves_from(from)) {
             return Role::Reader(growing.clone());
         }
         let (writer, growing) = growing(*digest);
@@ -51,9 +51,9 @@ impl Flights {
         Role::Writer(Permit { writer, flights: self.clone(), suspect: None })
     }
 
-    /// The transfer of a digest, if there is one.
-    pub(crate) fn get(&self, digest: &Digest) -> Option<Growing> {
-        self.lock().get(digest).filter(|growing| growing.serves_from_start()).cloned()
+    /// The transfer of a digest, if there is one that can be read from there.
+    pub(crate) fn get(&self, digest: &Digest, from: u64) -> Option<Growing> {
+        self.lock().get(digest).filter(|growing| growing.serves_from(from)).cloned()
     }
 
     /// Whether a digest is arriving.
@@ -81,6 +81,12 @@ impl Permit {
     /// The readers' side.
     pub fn growing(&self) -> Growing {
         self.writer.growing()
+    }
+
+    /// Whether newcomers find this transfer, and not one that replaced it.
+    pub(crate) fn is_current(&self) -> bool {
+        let mine = self.writer.growing();
+        self.flights.lock().get(&mine.digest()).is_some_and(|current| current.is(&mine))
     }
 
     /// There is a file of this blob, but not in a state in which it was verified: the fill looks at it first.
@@ -192,11 +198,11 @@ mod tests {
     async fn the_first_writes_the_others_read_and_a_dropped_permit_frees_the_digest() {
         let flights = Flights::default();
         let digest = Digest::sha256_of(b"x");
-        let Role::Writer(permit) = flights.join(&digest) else { panic!("the first is the writer") };
-        let Role::Reader(growing) = flights.join(&digest) else { panic!("the second reads") };
+        let Role::Writer(permit) = flights.join(&digest, 0) else { panic!("the first is the writer") };
+        let Role::Reader(growing) = flights.join(&digest, 0) else { panic!("the second reads") };
         drop(permit);
         assert!(matches!(growing.opened().await, Err(Failure::Abandoned)));
-        assert!(matches!(flights.join(&digest), Role::Writer(_)));
+        assert!(matches!(flights.join(&digest, 0), Role::Writer(_)));
         assert_eq!(flights.len(), 0);
     }
 
@@ -204,7 +210,7 @@ mod tests {
     async fn a_replaced_transfer_does_not_free_its_successor() {
         let flights = Flights::default();
         let digest = Digest::sha256_of(b"x");
-        let Role::Writer(old) = flights.join(&digest) else { panic!("the first is the writer") };
+        let Role::Writer(old) = flights.join(&digest, 0) else { panic!("the first is the writer") };
         old.writer().open(Some(1 << 30), None);
         let _reader = old.growing().reader(0, None).expect("reads");
         for _ in 0..3 {
@@ -212,7 +218,7 @@ mod tests {
         }
         old.writer().arrived(6 << 20);
         old.writer().cut_slowest();
-        let Role::Writer(new) = flights.join(&digest) else { panic!("a newcomer starts anew") };
+        let Role::Writer(new) = flights.join(&digest, 0) else { panic!("a newcomer starts anew") };
         drop(old);
         assert!(flights.contains(&digest));
         drop(new);

@@ -200,10 +200,12 @@ impl Growing {
         self.0.window().from.is_none()
     }
 
-    /// Whether a reader that starts at the beginning can still be served.
-    pub(crate) fn serves_from_start(&self) -> bool {
+    /// Whether a reader that starts at `start` can still be served: of a window that has moved on, what nobody could have had
+    /// yet, for that is forgotten by nobody.
+    pub(crate) fn serves_from(&self, start: u64) -> bool {
+        let ready = self.0.progress.borrow().ready;
         let window = self.0.window();
-        window.from.is_none_or(|from| window.start == from)
+        window.from.is_none_or(|from| window.start == from || start >= ready)
     }
 }
 
@@ -534,7 +536,7 @@ mod tests {
         slow.next().await.expect("bytes");
         assert_eq!(writer.room(), Room::Free);
         assert!(matches!(growing.reader(0, None), Err(Failure::Behind)), "the first chunk is gone");
-        assert!(!growing.serves_from_start());
+        assert!(!growing.serves_from(0) && growing.serves_from(WINDOW_BYTES_MAX));
         writer.cut_slowest();
         assert!(matches!(slow.next().await, Err(Failure::Behind)));
         drop((fast, slow));

@@ -531,6 +531,29 @@ async fn a_late_reader_of_a_later_range_keeps_a_window_going() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_window_that_nobody_can_join_any_more_does_not_linger() {
+    let world = World::new(1 << 20).await;
+    let content = content(30 << 20);
+    let digest = Digest::sha256_of(&content);
+    let script = || Script::new([Ok((size(&content), 0, pieces(&content, 100_000)))]);
+    let first = world.start(&digest, &script()).await;
+    let mut reader = first.reader(0, None).expect("reads");
+    let mut read = 0;
+    while read < 10 << 20 {
+        read += reader.next().await.expect("bytes").expect("some").len();
+    }
+    // A later range joins it; the start is another's business, and then nobody finds the first.
+    assert!(matches!(world.context.cache.blob_from(&digest, 25 << 20).await, Found::Growing(found) if found.is(&first)));
+    let permit = world.permit(&digest).await;
+    drop(reader);
+    let began = Instant::now();
+    assert!(matches!(first.whole().await, Err(Failure::Abandoned)));
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(permit);
+    world.check().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_window_that_nobody_reads_is_given_up() {
     let world = World::new(1 << 20).await;
     let content = content(30 << 20);

@@ -1,9 +1,15 @@
 //! The window's back-pressure: a blob that is not stored goes no faster than its slowest reader, up to a limit.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, timeout_at};
 
 use super::{Fill, Source};
 use crate::cache::{Failure, Room};
+
+/// How long a transfer goes on that nobody reads and nobody can join, because another took its place: as long as it may take
+/// from finding it to reading it.
+const ORPHAN: Duration = Duration::from_secs(1);
 
 /// Bytes that a reader of a full window takes within the stall limit if it is alive: 4 KiB a second, as connections need.
 const PROGRESS: u64 = 60 << 10;
@@ -20,6 +26,9 @@ impl<S: Source> Fill<S> {
             let room = writer.room();
             if room == Room::Free {
                 return Ok(());
+            }
+            if room == Room::Unwanted && !permit.is_current() {
+                deadline = deadline.min(Instant::now() + ORPHAN);
             }
             if timeout_at(deadline, writer.reader_moved()).await.is_ok() {
                 // Whoever gets on is slow, not stuck.

@@ -22,11 +22,12 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         digest: &Digest,
+        from: u64,
     ) -> Result<Answer<BlobAnswer>, Error> {
         let mut shown = self.0.cache.shows(repository, digest).await;
         for turn in 1..=TURNS {
             self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
-            let found = self.0.cache.blob(digest).await;
+            let found = self.0.cache.blob_from(digest, from).await;
             if let Found::Growing(growing) = &found
                 && let Err(failure) = growing.opened().await
             {

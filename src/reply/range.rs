@@ -49,6 +49,17 @@ pub fn parse(header: Option<&str>, size: u64) -> Wanted {
     }
 }
 
+/// Where the one range of a `Range` header begins whatever the size is; nothing where that depends on it, where there are
+/// several, and where the header is to be ignored.
+pub fn first_byte(header: &str) -> Option<u64> {
+    let (unit, spec) = header.trim().split_once('=')?;
+    let (first, last) = spec.split_once('-').filter(|_| unit.trim().eq_ignore_ascii_case("bytes"))?;
+    match (number(first), number(last)) {
+        (Number::Is(first), Number::Absent | Number::Is(_)) => Some(first),
+        _ => None,
+    }
+}
+
 enum Spec {
     Satisfiable(Range<u64>),
     Unsatisfiable,
@@ -87,6 +98,16 @@ fn number(text: &str) -> Number {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_first_byte_is_that_of_the_range_that_will_be_served() {
+        for (header, first) in [("bytes=7-", Some(7)), (" BYTES = 7 - 9 ", Some(7)), ("bytes=9-7", Some(9))] {
+            assert_eq!(super::first_byte(header), first, "{header}");
+        }
+        for header in ["bytes=-7", "bytes=7-9,1-2", "bytes=7-9,", "bytes=7-x", "bytes=x-", "lines=7-9", "bytes", "bytes=", ""] {
+            assert_eq!(super::first_byte(header), None, "{header}");
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -196,6 +196,27 @@ async fn ranges_of_what_streams_through_are_exact() {
 }
 
 #[tokio::test]
+async fn late_ranges_of_what_streams_through_share_its_transfer() {
+    let plain = Registry::plain().await;
+    let large = blobs(&plain, 9..10, 20 * MIB).remove(0);
+    let (mirror, gate, bytes) = (mirror_of(&plain, "4MiB"), Gate::closed(), large.content.to_bytes());
+    plain.on(plain.body_of(&large.digest), Fault::stall(12 * MIB, &gate));
+    let mut first = get(mirror.blob(REPO, large.digest)).stream().await;
+    let half = first.at_least(12 << 20).await;
+    // The window has moved on: what it had is gone, and what comes is for everybody.
+    let ranges = (13..17).map(|at| get(mirror.blob(REPO, large.digest)).range(at * MIB, at * MIB + 999).stream());
+    let ranges = join_all(ranges).await;
+    gate.open();
+    for (at, range) in (13..).zip(ranges) {
+        let (status, rest) = (range.status, range.rest().await);
+        assert!(status == 206 && rest.is_whole() && rest.body == bytes[at << 20..(at << 20) + 1000], "{at}");
+    }
+    let rest = first.rest().await;
+    assert!(rest.is_whole() && large.digest.is_of(&[half, rest.body].concat()));
+    assert_eq!(plain.gets_of(&large.digest), 1, "{}", plain.story());
+}
+
+#[tokio::test]
 async fn a_cache_of_almost_nothing_serves_everything() {
     let plain = Registry::plain().await;
     let image = plain.image(REPO, "latest", Image::layers([MIB, KIB, 0]));
