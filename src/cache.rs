@@ -286,8 +286,9 @@ impl Cache {
         Blob { _pin: Arc::new(self.0.pins.pin(&file.digest)), cache: self.clone(), file }
     }
 
-    /// The size of a blob that is held or arriving, without reading or fetching it.
-    pub async fn blob_size(&self, digest: &Digest) -> Option<u64> {
+    /// The size of a blob that is held or arriving, without reading or fetching it: of a file that changed since it was
+    /// verified, only if somebody who was verified, a manifest, `named` the same size.
+    pub async fn blob_size(&self, digest: &Digest, named: Option<u64>) -> Option<u64> {
         match self.blob_at_hand(digest, 0) {
             Some(Found::Memory(bytes)) => return Some(bytes.len() as u64),
             Some(Found::Whole(blob)) => return Some(blob.size()),
@@ -295,8 +296,15 @@ impl Cache {
             _ => {}
         }
         let (cache, digest) = (self.clone(), *digest);
-        let open = move || cache.0.blobs.open(&digest).ok().flatten().map(|file| file.stamp.size);
-        tokio::task::spawn_blocking(open).await.ok().flatten()
+        let look = move || {
+            let file = cache.0.blobs.open(&digest).ok().flatten()?;
+            let size = file.stamp.size;
+            let verified = || cache.0.index.get(&digest).is_some_and(|entry| entry.stamp == file.stamp);
+            // A small one costs less to read than to be in doubt about.
+            let small = || size <= SMALL_BLOB_BYTES_MAX && cache.load(&file).is_some();
+            (named == Some(size) || verified() || small()).then_some(size)
+        };
+        tokio::task::spawn_blocking(look).await.ok().flatten()
     }
 
     /// A manifest of a repository, by digest.

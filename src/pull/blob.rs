@@ -91,8 +91,9 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Answer<BlobAnswer>, Error> {
-        let shown = self.0.cache.shows(repository, digest).await;
-        if let Some(size) = self.0.cache.blob_size(digest).await.filter(|_| shown) {
+        let named = self.0.cache.named_size(repository, digest).await;
+        let shown = named.is_some() || self.0.cache.shows(repository, digest).await;
+        if let Some(size) = self.0.cache.blob_size(digest, named).await.filter(|_| shown) {
             return Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit });
         }
         let size = self.ask_blob(upstream, repository, digest).await?;

@@ -51,7 +51,7 @@ pub fn parse(header: Option<&str>, size: u64) -> Wanted {
 
 /// Where the one range of a `Range` header begins whatever the size is; nothing where that depends on it, where there are
 /// several, and where the header is to be ignored.
-pub fn first_byte(header: &str) -> Option<u64> {
+pub(super) fn first_byte(header: &str) -> Option<u64> {
     let (unit, spec) = header.trim().split_once('=')?;
     let (first, last) = spec.split_once('-').filter(|_| unit.trim().eq_ignore_ascii_case("bytes"))?;
     match (number(first), number(last)) {

@@ -2,6 +2,7 @@
 //! wrong byte as whole; an upstream gets no request and sends no byte in vain; and what is held is served through all of it.
 
 mod cut; // bodies that break off, fall silent, or cannot be resumed
+mod head; // sizes that nobody can vouch for
 mod lie; // lengths, encodings and bytes that are not what they should be
 mod limit; // 429
 mod manifest; // manifests that cannot be used
