@@ -41,9 +41,12 @@ mod resume;
 mod tests;
 mod verify;
 mod window;
+mod write;
 
-use batch::{Batch, Work, Written};
+use batch::{Batch, Work};
 use pace::Pace;
+use window::Place;
+pub use window::Windows;
 
 /// Limits of a fill.
 #[derive(Debug, Clone)]
@@ -73,8 +76,12 @@ pub struct Limits {
     /// How long, without progress, a body that broke off waits in all for an upstream that limits requests (429). Two times
     /// the longest `Retry-After` that is obeyed.
     pub limited: Duration,
-    /// How long a reader may keep a full window waiting before it is cut off.
+    /// How long a reader may keep a full window waiting before it is cut off, and a blob that cannot be stored may wait for a
+    /// window.
     pub stall: Duration,
+    /// Bytes that all blobs together have in memory which cannot be stored: of the hundred megabytes or so that millpond is
+    /// meant to need.
+    pub windows: u64,
 }
 
 impl Default for Limits {
@@ -90,6 +97,7 @@ impl Default for Limits {
             pause: Duration::from_millis(200),
             limited: Duration::from_secs(120),
             stall: Duration::from_secs(15),
+            windows: 64 << 20,
         }
     }
 }
@@ -149,6 +157,8 @@ pub struct Context {
     pub stop: CancellationToken,
     /// How long and how often.
     pub limits: Limits,
+    /// The memory of all fills that do not store.
+    pub windows: Windows,
 }
 
 /// Starts the fill that the permit allows, and hands out the readers' side.
@@ -192,7 +202,7 @@ enum Store {
     /// Into a temporary file.
     File(Kept),
     /// Through the window: they are not kept.
-    Window,
+    Window(Arc<Place>),
 }
 
 impl<S: Source> Fill<S> {
@@ -251,7 +261,7 @@ impl<S: Source> Fill<S> {
             self.context.metrics.verify_failed();
             tracing::error!(digest = %self.digest, bytes = self.received, "an upstream sent a blob that does not hash to its digest; it is not kept, and nobody gets the whole of it");
             let elsewhere = self.source.blame(Blame::Wrong);
-            let seen = self.permit.writer().has_released() || matches!(self.store, Store::Window);
+            let seen = self.permit.writer().has_released() || matches!(self.store, Store::Window(_));
             if seen || restarted && !elsewhere {
                 return Err(Failure::Corrupt);
             }
@@ -280,7 +290,6 @@ impl<S: Source> Fill<S> {
         }
         // Of two that contradict each other neither is believed: the hash says where the end is.
         self.size = opened.size.filter(|_| !self.contradicts(&opened));
-        let writer = self.permit.writer();
         let cache = &self.context.cache;
         let place = match self.size {
             Some(size) => cache.admit(size).await,
@@ -288,13 +297,13 @@ impl<S: Source> Fill<S> {
         };
         match place {
             Ok(kept) => {
-                writer.open(self.size, Some(kept.file().clone()));
+                self.permit.writer().open(self.size, Some(kept.file().clone()));
                 self.store = Store::File(kept);
             }
             Err(reason) => {
                 tracing::warn!(digest = %self.digest, size = self.size, %reason, "a blob is passed through without being stored");
-                writer.open(self.size, None);
-                self.store = Store::Window;
+                self.leave_file().await?;
+                self.permit.writer().open(self.size, None);
             }
         }
         Ok(opened.body)
@@ -319,92 +328,5 @@ impl<S: Source> Fill<S> {
             self.gathered.push(bytes);
         }
         !beyond
-    }
-
-    /// Has the gathered bytes written, unless a batch is under way already.
-    async fn dispatch(&mut self) -> Result<(), Failure> {
-        if self.work.is_some() || self.gathered.is_empty() {
-            return Ok(());
-        }
-        if let Store::File(kept) = &mut self.store
-            && self.size.is_none()
-            && let Err(reason) = self.context.cache.admit_more(kept, self.received).await
-        {
-            tracing::warn!(digest = %self.digest, %reason, "a blob of unknown size outgrew its place; the rest is passed through");
-            self.leave_file();
-        }
-        let batch = std::mem::take(&mut self.gathered);
-        if matches!(self.store, Store::Window) {
-            self.wait_for_room().await?;
-        }
-        // The hasher is with the batch only while there is one.
-        let hasher = self.hasher.take().ok_or(Failure::Abandoned)?;
-        let target = match &self.store {
-            Store::File(kept) => Some(kept.file().clone()),
-            Store::Window | Store::Unopened => None,
-        };
-        let (permit, offset) = (self.permit.clone(), self.done);
-        self.work = Some(tokio::task::spawn_blocking(move || batch.work(target.as_deref(), offset, hasher, &permit)));
-        Ok(())
-    }
-
-    /// A batch is done: on disk, in the window, or refused by the disk.
-    async fn written(&mut self, work: Work) -> Result<(), Failure> {
-        self.hasher = Some(work.hasher);
-        match work.written {
-            Written::Done(bytes) => self.done += bytes,
-            Written::Refused { batch, error } => {
-                tracing::error!(digest = %self.digest, %error, at = self.done, "the disk refuses a blob that is arriving; the rest is passed through without being stored");
-                self.leave_file();
-                self.wait_for_room().await?;
-                self.done += batch.push_to(&self.permit);
-                // Else the readers could not move on, and the window would stay full.
-                self.permit.writer().arrived(self.done);
-            }
-        }
-        Ok(())
-    }
-
-    fn leave_file(&mut self) {
-        self.permit.writer().leave_file(self.done);
-        // Removes the file's name; those who read its part have it open.
-        self.store = Store::Window;
-    }
-
-    /// Everything received is written and hashed.
-    async fn settle(&mut self) -> Result<(), Failure> {
-        while self.work.is_some() || !self.gathered.is_empty() {
-            self.dispatch().await?;
-            let work = wait_for(&mut self.work).await;
-            self.written(work).await?;
-        }
-        Ok(())
-    }
-
-    /// Keeps the verified blob. Its readers have all they want: what fails here costs the next client a fetch.
-    async fn commit(self) {
-        let Self { permit, digest, store, received, context, .. } = self;
-        let Store::File(kept) = store else { return };
-        let commit = move || {
-            if let Err(error) = context.cache.commit(kept, &digest, received) {
-                tracing::error!(%digest, %error, "a blob was served but cannot be kept; it is fetched again when it is asked for");
-            }
-            // Only now may another look on the disk and find it there.
-            drop(permit);
-        };
-        let _ = tokio::task::spawn_blocking(commit).await;
-    }
-}
-
-/// Waits for the batch that is being written; for ever when there is none.
-async fn wait_for(work: &mut Option<JoinHandle<Work>>) -> Work {
-    let Some(handle) = work else { return std::future::pending().await };
-    let done = handle.await;
-    *work = None;
-    match done {
-        Ok(done) => done,
-        // A panic in there is a fault of ours: the fill ends with it, and its permit tells the readers.
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => std::future::pending().await,
     }
 }

@@ -129,6 +129,7 @@ impl Server {
             metrics: metrics.clone(),
             tasks: work.tasks.clone(),
             stop: work.fills.clone(),
+            windows: fill::Windows::new(&tuning.fill),
             limits: tuning.fill,
         };
         let pull = Pull::new(parts.pull, cache.clone(), upstreams.clone(), fills, work.tasks.clone());

@@ -217,7 +217,7 @@ mod tests {
             old.writer().push(bytes::Bytes::from(vec![0; 2 << 20]));
         }
         old.writer().arrived(6 << 20);
-        old.writer().cut_slowest();
+        old.writer().cut_slowest(4 << 20);
         let Role::Writer(new) = flights.join(&digest, 0) else { panic!("a newcomer starts anew") };
         drop(old);
         assert!(flights.contains(&digest));

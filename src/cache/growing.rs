@@ -10,11 +10,11 @@
 //! memory: its readers are then served from there, the writer waits for the slowest of them up to a limit, and whoever
 //! falls behind the window is cut off and may come again with a Range.
 
-use std::collections::VecDeque;
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,13 +25,14 @@ use crate::oci::Digest;
 
 #[cfg(test)]
 mod model;
+mod window;
+
+pub(crate) use window::Room;
+use window::Window;
 
 /// The end of a blob that is held back until the whole is verified, in bytes. Every client takes a body that ends short
 /// of its Content-Length as broken, so a wrong blob is never handed over as whole.
 pub const TAIL: u64 = 64 << 10;
-
-/// What a window holds at the most, in bytes: memory that a blob which cannot be stored costs.
-pub(crate) const WINDOW_BYTES_MAX: u64 = 4 << 20;
 
 /// How far a blob has come.
 #[derive(Clone, Debug)]
@@ -108,18 +109,6 @@ struct Shared {
     window: Mutex<Window>,
     /// Readers of a window tell the writer that they moved on.
     moved: Notify,
-}
-
-/// The bytes that are not in the file.
-#[derive(Debug, Default)]
-struct Window {
-    /// Where the file ends and the window took over; `None` while everything goes to the file.
-    from: Option<u64>,
-    /// Offset of the first byte that is still here.
-    start: u64,
-    chunks: VecDeque<Bytes>,
-    len: u64,
-    readers: Vec<Weak<AtomicU64>>,
 }
 
 /// The writer's side; exactly one exists. Dropping it before [`Writer::finish`] fails the blob.
@@ -314,52 +303,6 @@ impl Drop for Reader {
     }
 }
 
-impl Window {
-    fn read(&self, position: u64, upto: u64) -> Result<Bytes, Failure> {
-        let mut offset = self.start;
-        for chunk in &self.chunks {
-            let end = offset + chunk.len() as u64;
-            if position >= offset && position < end {
-                let from = usize::try_from(position - offset).unwrap_or(usize::MAX);
-                let to = usize::try_from(upto.min(end) - offset).unwrap_or(usize::MAX);
-                return Ok(chunk.slice(from..to));
-            }
-            offset = end;
-        }
-        Err(Failure::Behind)
-    }
-
-    /// The position of the slowest reader, `None` when nobody reads. Who was cut off is no reader any more, though it may
-    /// learn that only when its client takes what it has: the others do not wait for it a second time.
-    fn slowest(&mut self) -> Option<u64> {
-        self.readers.retain(|reader| reader.strong_count() > 0);
-        let positions = self.readers.iter().filter_map(Weak::upgrade).map(|cursor| cursor.load(Ordering::Acquire));
-        let was_cut = self.from.is_some_and(|from| self.start > from);
-        positions.filter(|&position| position != u64::MAX && !(was_cut && position < self.start)).min()
-    }
-
-    fn forget_before(&mut self, position: u64) {
-        while let Some(chunk) = self.chunks.front()
-            && self.start + chunk.len() as u64 <= position
-        {
-            self.start += chunk.len() as u64;
-            self.len -= chunk.len() as u64;
-            self.chunks.pop_front();
-        }
-    }
-}
-
-/// Whether a window still has room, or why not.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// The next bytes fit.
-    Free,
-    /// The slowest reader still needs what is there.
-    Full,
-    /// Nobody reads any more.
-    Unwanted,
-}
-
 impl Writer {
     /// The readers' side of the same blob.
     pub(crate) fn growing(&self) -> Growing {
@@ -370,7 +313,7 @@ impl Writer {
     pub(crate) fn open(&self, size: Option<u64>, file: Option<Arc<File>>) {
         match file {
             Some(file) => drop(self.0.file.set(file)),
-            None => self.leave_file(0),
+            None => self.0.window().leave_file(0),
         }
         self.0.progress.send_modify(|progress| {
             progress.size = size;
@@ -396,11 +339,11 @@ impl Writer {
         self.0.progress.borrow().ready > 0
     }
 
-    /// From `offset` on bytes cannot be stored: they go through the window.
-    pub(crate) fn leave_file(&self, offset: u64) {
+    /// From `offset` on bytes cannot be stored: they go through the window, for whose memory `place` stands.
+    pub(crate) fn leave_file(&self, offset: u64, place: Arc<dyn Any + Send + Sync>) {
         let mut window = self.0.window();
-        window.from = Some(offset);
-        window.start = offset;
+        window.leave_file(offset);
+        window.place = Some(place);
     }
 
     /// Puts bytes into the window, for readers to have when [`Writer::arrived`] says so.
@@ -410,12 +353,13 @@ impl Writer {
         window.chunks.push_back(bytes);
     }
 
-    /// Forgets what every reader has had. The held-back tail counts as needed: nobody could have had it.
-    pub(crate) fn room(&self) -> Room {
+    /// Forgets what every reader has had, and says whether there is room in a window of so many bytes. The held-back tail
+    /// counts as needed: nobody could have had it.
+    pub(crate) fn room(&self, max: u64) -> Room {
         let mut window = self.0.window();
         let Some(slowest) = window.slowest() else { return Room::Unwanted };
         window.forget_before(slowest);
-        if window.len < WINDOW_BYTES_MAX { Room::Free } else { Room::Full }
+        if window.len < max { Room::Free } else { Room::Full }
     }
 
     /// Where the slowest reader of the window is.
@@ -423,12 +367,12 @@ impl Writer {
         self.0.window().slowest()
     }
 
-    /// Forgets the older half of the window although a reader still needs it.
-    pub(crate) fn cut_slowest(&self) {
+    /// Forgets the older half of a window of so many bytes although a reader still needs it.
+    pub(crate) fn cut_slowest(&self, max: u64) {
         let ready = self.0.progress.borrow().ready;
         let mut window = self.0.window();
         // What nobody could have had yet is not forgotten: its readers wait for it, and would wait for ever.
-        let position = (window.start + WINDOW_BYTES_MAX / 2).min(ready);
+        let position = (window.start + max / 2).min(ready);
         window.forget_before(position);
     }
 
@@ -467,6 +411,8 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+
+    const WINDOW_BYTES_MAX: u64 = 4 << 20;
 
     fn digest() -> Digest {
         Digest::sha256_of(b"")
@@ -525,22 +471,22 @@ mod tests {
         writer.open(Some(100 << 20), None);
         let chunk = 1 << 20;
         for _ in 0..WINDOW_BYTES_MAX / chunk {
-            assert_eq!(writer.room(), Room::Free);
+            assert_eq!(writer.room(WINDOW_BYTES_MAX), Room::Free);
             writer.push(Bytes::from(vec![1; usize::try_from(chunk).expect("small")]));
         }
         writer.arrived(WINDOW_BYTES_MAX);
         for _ in 0..2 {
             fast.next().await.expect("bytes");
         }
-        assert_eq!(writer.room(), Room::Full);
+        assert_eq!(writer.room(WINDOW_BYTES_MAX), Room::Full);
         slow.next().await.expect("bytes");
-        assert_eq!(writer.room(), Room::Free);
+        assert_eq!(writer.room(WINDOW_BYTES_MAX), Room::Free);
         assert!(matches!(growing.reader(0, None), Err(Failure::Behind)), "the first chunk is gone");
         assert!(!growing.serves_from(0) && growing.serves_from(WINDOW_BYTES_MAX));
-        writer.cut_slowest();
+        writer.cut_slowest(WINDOW_BYTES_MAX);
         assert!(matches!(slow.next().await, Err(Failure::Behind)));
         drop((fast, slow));
-        assert_eq!(writer.room(), Room::Unwanted);
+        assert_eq!(writer.room(WINDOW_BYTES_MAX), Room::Unwanted);
     }
 
     #[tokio::test]
@@ -550,7 +496,7 @@ mod tests {
         file.write_all_at(b"abc", 0).expect("writes");
         let mut reader = growing.reader(0, None).expect("a reader");
         writer.open(Some(6), Some(file));
-        writer.leave_file(3);
+        writer.leave_file(3, Arc::new(()));
         writer.push(Bytes::from_static(b"def"));
         writer.finish(6);
         assert_eq!(reader.next().await.expect("bytes").expect("some"), "abc");

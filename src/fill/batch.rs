@@ -11,9 +11,6 @@ use crate::oci::Hasher;
 /// Slices that one `pwritev` takes: Linux' own limit.
 const SLICES_MAX: usize = 1_024;
 
-/// Bytes that may gather in memory while a batch is written: the fill then stops reading, and the upstream waits.
-const GATHER_BYTES_MAX: usize = 4 << 20;
-
 /// Pieces that may gather: each costs tens of bytes besides its own, and an upstream may send them one byte long.
 const GATHER_PIECES_MAX: usize = 16 << 10;
 
@@ -44,9 +41,9 @@ impl Batch {
         self.chunks.push(bytes);
     }
 
-    /// Whether more may gather.
-    pub(super) fn is_hungry(&self) -> bool {
-        self.len < GATHER_BYTES_MAX && self.chunks.len() < GATHER_PIECES_MAX
+    /// Whether more may gather, where so many bytes are enough.
+    pub(super) fn is_hungry(&self, bytes_max: usize) -> bool {
+        self.len < bytes_max && self.chunks.len() < GATHER_PIECES_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {

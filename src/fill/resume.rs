@@ -13,7 +13,8 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep};
 
 use super::batch::Work;
-use super::{Blame, BoxBody, Fill, Source, wait_for};
+use super::write::wait_for;
+use super::{Blame, BoxBody, Fill, Source};
 use crate::cache::Failure;
 
 /// How many times longer than the first pause the last one is for an upstream that answers and then sends nothing: it is
@@ -145,7 +146,7 @@ impl<S: Source> Fill<S> {
             self.dispatch().await?;
             // Time in which we did not listen is not the upstream's silence: room was made, or waited for.
             deadline += busy.elapsed();
-            let hungry = self.gathered.is_hungry();
+            let hungry = self.gathered.is_hungry(self.gathers());
             if !hungry {
                 deadline = Instant::now() + silence;
             }

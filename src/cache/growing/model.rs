@@ -11,6 +11,7 @@ use super::*;
 /// Pieces of an odd size, so that they fall on no boundary.
 const PIECE: usize = 311_111;
 const SIZE: usize = 12 << 20;
+const WINDOW_BYTES_MAX: u64 = 4 << 20;
 
 static CONTENT: LazyLock<Bytes> =
     LazyLock::new(|| (0..SIZE).map(|n| u8::try_from((n ^ n >> 8 ^ n >> 16) & 0xFF).expect("a byte")).collect());
@@ -58,7 +59,7 @@ impl World {
     fn write(&mut self, pieces: usize) {
         for _ in 0..pieces {
             let piece = CONTENT.slice(self.written..(self.written + PIECE).min(SIZE));
-            if piece.is_empty() || self.window && self.writer.room() != Room::Free {
+            if piece.is_empty() || self.window && self.writer.room(WINDOW_BYTES_MAX) != Room::Free {
                 return;
             }
             if self.window {
@@ -119,10 +120,10 @@ impl World {
         match act {
             Act::Write(pieces) => self.write(pieces),
             Act::LeaveFile if !self.window => {
-                self.writer.leave_file(self.written as u64);
+                self.writer.leave_file(self.written as u64, Arc::new(()));
                 self.window = true;
             }
-            Act::Cut if self.window => self.writer.cut_slowest(),
+            Act::Cut if self.window => self.writer.cut_slowest(WINDOW_BYTES_MAX),
             Act::Join(start, end) => self.readers.extend(self.growing.reader(start as u64, end.map(|end| end as u64)).ok()),
             Act::Read(n) if n < self.readers.len() => match self.read(n).await {
                 Ok(true) => {}
@@ -156,7 +157,7 @@ proptest! {
                     world.readers.push(world.growing.reader(start, None).expect("serves from the window's start"));
                     world.read_all().await;
                 }
-                assert_eq!(world.writer.room(), Room::Free, "all was read, and yet there is no room");
+                assert_eq!(world.writer.room(WINDOW_BYTES_MAX), Room::Free, "all was read, and yet there is no room");
                 world.write(3);
             }
             if good {
