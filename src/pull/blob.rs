@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -15,6 +16,10 @@ use crate::upstream::{self, BlobBody, Flaw, Upstream};
 
 /// How often a client that joined a transfer which then failed tries again: by joining the next, or by being it.
 const TURNS: usize = 3;
+
+/// How long a HEAD waits for a held blob to be verified: some gigabytes. Clients wait half a minute for an answer, and the
+/// upstream was asked before.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Pull {
     pub(super) async fn blob_get(
@@ -96,8 +101,29 @@ impl Pull {
         if let Some(size) = self.0.cache.blob_size(digest, named).await.filter(|_| shown) {
             return Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit });
         }
-        let size = self.ask_blob(upstream, repository, digest).await?;
-        Ok(Answer { content: BlobAnswer::Size(size), outcome: Outcome::Passed })
+        match self.ask_blob(upstream, repository, digest).await {
+            Ok(size) => Ok(Answer { content: BlobAnswer::Size(size), outcome: Outcome::Passed }),
+            Err(error) if shown && !error.is_definite() => {
+                let size = self.verified_size(upstream, repository, digest).await.ok_or(error)?;
+                Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The size of a held blob that nobody else can vouch for now: it is verified first.
+    async fn verified_size(&self, upstream: &Upstream, repository: &Repository, digest: &Digest) -> Option<u64> {
+        let growing = match self.0.cache.blob(digest).await {
+            Found::Memory(bytes) => return Some(bytes.len() as u64),
+            Found::Whole(blob) => return Some(blob.size()),
+            Found::Growing(growing) => growing,
+            Found::Missing(permit) if !permit.has_suspect() => return None,
+            Found::Missing(permit) => {
+                let source = UpstreamBlob::new(self, upstream, repository.clone(), *digest, true).await;
+                fill::start(permit, source, self.0.fills.clone())
+            }
+        };
+        tokio::time::timeout(VERIFY_DEADLINE, growing.whole()).await.ok()?.ok()
     }
 
     /// Whether the upstream shows a blob in a repository; a yes is remembered as a link. One question for all who ask.
