@@ -28,6 +28,7 @@ mod growing;
 mod hot;
 mod index;
 mod keep;
+mod patrol;
 mod pins;
 mod pool;
 mod repos;
@@ -67,6 +68,8 @@ pub struct Config {
     pub max_size: MaxSize,
     /// Bytes of manifests and small blobs held in memory.
     pub memory: u64,
+    /// Bytes a second that the patrol reads; 0 switches it off.
+    pub patrol: u64,
 }
 
 /// `cache.max_size`.

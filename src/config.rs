@@ -161,6 +161,7 @@ fn cache(section: &mut Section) -> (cache::Config, pull::Config) {
         dir: section.optional("dir", values::folder).unwrap_or_default(),
         max_size: section.value("max_size", "50GiB", values::max_size),
         memory: section.value("memory", "64MiB", values::size),
+        patrol: section.value("patrol", "4MiB", values::rate),
     };
     let pull = pull::Config {
         tag_ttl: section.value("tag_ttl", "1m", |text| values::duration(text, AGE_MAX)),

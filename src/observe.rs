@@ -14,6 +14,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+mod patrol;
+
+pub use patrol::Patrol;
+
 /// How an answer came about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
@@ -164,6 +168,7 @@ struct Inner {
     stale: Counter,
     verify_failures: Counter,
     index_rebuilds: Counter,
+    patrol: Patrol,
     first_byte: Histogram,
     duration: Histogram,
     seconds: Gauge<f64, AtomicU64>,
@@ -197,6 +202,7 @@ impl Metrics {
             stale: Counter::default(),
             verify_failures: Counter::default(),
             index_rebuilds: Counter::default(),
+            patrol: Patrol::register(&mut registry),
             first_byte,
             duration,
             seconds: Gauge::default(),
@@ -290,6 +296,11 @@ impl Metrics {
     /// The index was rebuilt.
     pub fn index_rebuilt(&self) {
         self.0.index_rebuilds.inc();
+    }
+
+    /// What the patrol tells.
+    pub fn patrol(&self) -> &Patrol {
+        &self.0.patrol
     }
 
     /// How long the start took.
@@ -419,6 +430,8 @@ mod tests {
         metrics.asked("docker.io", Kind::Blob, 200);
         metrics.ratelimit("docker.io", 99);
         metrics.up("docker.io", "https://registry-1.docker.io", true);
+        metrics.patrol().read(7);
+        metrics.patrol().at(0.5);
         let fill = metrics.fill();
         let text = metrics.render();
         drop(fill);
@@ -434,6 +447,12 @@ mod tests {
             "millpond_upstream_up{upstream=\"docker.io\",endpoint=\"https://registry-1.docker.io\"} 1",
             "millpond_stale_served_total 1",
             "millpond_verify_failures_total 0",
+            "millpond_patrol_bytes_total 7",
+            "millpond_patrol_files_total 0",
+            "millpond_patrol_findings_total 0",
+            "millpond_patrol_rounds_total 0",
+            "millpond_patrol_round_ratio 0.5",
+            "millpond_patrol_round_end_timestamp_seconds 0",
         ] {
             assert!(text.contains(line), "{line} is missing from\n{text}");
         }

@@ -96,6 +96,11 @@ impl Hot {
         self.contents.invalidate(digest);
     }
 
+    /// Closes the file of a blob; its content, which was verified when it was loaded, stays.
+    pub(crate) fn close(&self, digest: &Digest) {
+        self.files.invalidate(digest);
+    }
+
     /// A tag.
     pub(crate) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<KnownTag> {
         self.tags.get(&(repository.clone(), tag.clone()))

@@ -59,6 +59,7 @@ impl Cache {
         }));
         cache.count_in_background(clean.filter(|_| opened == Opened::Kept));
         cache.flush_in_background();
+        cache.patrol_in_background(config.patrol);
         Ok(cache)
     }
 
