@@ -151,12 +151,12 @@ async fn switched_off_it_does_nothing() {
 async fn what_is_evicted_while_it_is_read_is_no_finding_and_is_let_go() {
     let dir = tempfile::tempdir().expect("a folder");
     let place = Place::open(dir.path()).await;
-    let digest = keep(&place.cache, 1, 1 << 20).await;
+    let digest = keep(&place.cache, 1, 4 << 20).await;
     let path = place.cache.0.blobs.path(&digest);
     // A step a second, and one is done.
     let place = place.patrolled(STEP_MIN);
     place.until("the first bytes", |place| place.told("patrol_bytes_total") > 0.0).await;
-    assert!(place.told("patrol_bytes_total") < (1 << 20) as f64);
+    assert!(place.told("patrol_bytes_total") < MIB as f64);
     place.cache.0.hot.forget(&digest);
     place.cache.0.blobs.remove(&digest).expect("removes");
     place.cache.forget(&digest);
@@ -267,7 +267,6 @@ async fn a_restart_goes_on_where_the_last_run_was() {
 
     let place = Place::open(dir.path()).await.patrolled(MIB);
     place.until("its memory", |place| place.told("patrol_round_ratio") > 0.0).await;
-    assert!(place.told("patrol_round_ratio") >= done);
     place.round(1.0).await;
     let in_one_shard = |digest: &&Digest| f64::from(digest.as_bytes()[0]) / 256.0 >= done;
     let (left, files) = (digests.iter().filter(in_one_shard).count(), place.told("patrol_files_total"));
