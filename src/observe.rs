@@ -161,6 +161,7 @@ struct Inner {
     fetched: Counter,
     fills: Gauge,
     cache_bytes: Gauge,
+    beside_bytes: Gauge,
     evicted: Counter,
     upstream_requests: Family<Asked, Counter>,
     ratelimit: Family<Upstream, Gauge>,
@@ -195,6 +196,7 @@ impl Metrics {
             fetched: direction("fetched"),
             fills: Gauge::default(),
             cache_bytes: Gauge::default(),
+            beside_bytes: Gauge::default(),
             evicted: Counter::default(),
             upstream_requests: Family::default(),
             ratelimit: Family::default(),
@@ -216,6 +218,11 @@ impl Metrics {
             inner.fills.clone(),
         );
         registry.register("cache_bytes", "Bytes held in blobs/", inner.cache_bytes.clone());
+        registry.register(
+            "cache_beside_bytes",
+            "Bytes of tags, links and quarantine/, which count towards max_size",
+            inner.beside_bytes.clone(),
+        );
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());
         registry.register("upstream_ratelimit_remaining", "Pulls left, as the upstream last said", inner.ratelimit.clone());
@@ -266,6 +273,11 @@ impl Metrics {
     /// The bytes now held.
     pub fn cache_bytes(&self, bytes: u64) {
         self.0.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// The bytes that now lie beside the blobs.
+    pub fn beside_bytes(&self, bytes: u64) {
+        self.0.beside_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
     }
 
     /// Bytes were evicted.
@@ -441,6 +453,7 @@ mod tests {
             "millpond_bytes_total{direction=\"fetched\"} 0",
             "millpond_fills_inflight 1",
             "millpond_cache_bytes 0",
+            "millpond_cache_beside_bytes 0",
             "millpond_cache_evicted_bytes_total 0",
             "millpond_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"200\"} 1",
             "millpond_upstream_ratelimit_remaining{upstream=\"docker.io\"} 99",

@@ -125,6 +125,14 @@ impl Hot {
         self.manifests.insert((repository.clone(), *digest), media_type.clone());
     }
 
+    /// The link of a manifest or blob of a repository is gone.
+    pub(crate) fn unlink(&self, repository: &Repository, digest: &Digest) {
+        self.manifests.invalidate(&(repository.clone(), *digest));
+        if let Some(links) = self.links.get(repository) {
+            links.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        }
+    }
+
     /// What a repository shows, if that is in memory.
     pub(crate) fn links(&self, repository: &Repository) -> Option<Links> {
         self.links.get(repository)

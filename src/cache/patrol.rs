@@ -1,4 +1,5 @@
-//! The patrol: reads and hashes everything that is held, slowly and for ever, so that rot is found by us and not by a client.
+//! The patrol: reads and hashes everything that is held, slowly and for ever, so that rot is found by us and not by a client;
+//! and on its way sweeps out the tags and links that lead to nothing (`sweep`), which it does when it reads nothing, too.
 //!
 //! Promises: it reads no more than `cache.patrol` bytes a second; a file that does not hash to its name is set aside as one
 //! that is found on serving, and fetched again when it is asked for; a file that is evicted, replaced or arriving meanwhile
@@ -9,6 +10,7 @@
 //! a host that is switched off every night gets to the end too: from a random start the last few files would be a matter of
 //! luck. It is only a hint: without it a round begins anew, and what it costs to lose it is some reading.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,12 +24,13 @@ use super::flight::Role;
 use super::folder::{Durability, Stamp};
 use super::index::Entry;
 use super::keep::now;
+use super::repos::Record;
 use super::{Cache, pool};
 use crate::observe;
 use crate::oci::{Algorithm, Digest, Hasher};
 
 /// At most one round in this time: rot is a matter of weeks, and a small cache need not be read all day.
-const ROUND_MIN: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const ROUND_MIN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bytes read in one go, at most: a quarter of a second of the rate, so that a file that was evicted is let go soon.
 const STEP_MAX: u64 = 1 << 20;
@@ -36,6 +39,12 @@ const STEP_MIN: u64 = 64 << 10;
 /// What opening a file or listing a folder counts for, in bytes: a disk with a head could read that in the time it takes to
 /// get there. So a million tiny files are no storm of opens.
 const OPEN_COSTS_BYTES: u64 = 256 << 10;
+
+/// What looking at a link counts for: a block of a folder.
+const LINK_COSTS_BYTES: u64 = 4 << 10;
+
+/// The pace of the sweep when blobs are not read, in bytes a second: sixteen tags a second.
+const SWEEP_RATE: u64 = 4 << 20;
 
 /// When so many in a row cannot be read it is the disk that fails, and not they: the patrol lets it be for a while.
 const FAILURES_MAX: u32 = 8;
@@ -87,13 +96,16 @@ enum Seen {
 }
 
 impl Cache {
-    /// Starts the patrol, at so many bytes a second; none at 0.
+    /// Starts the patrol, which reads so many bytes of blobs a second; at 0 it reads none.
     pub(super) fn patrol_in_background(&self, rate: u64) {
-        if rate == 0 {
-            return;
-        }
         let (cache, stop) = (self.clone(), self.0.stop.clone());
-        self.0.tasks.spawn(async move { stop.run_until_cancelled(Patrol::new(cache, rate).walk()).await });
+        self.0.tasks.spawn(async move {
+            let patrol = Patrol::new(cache, if rate == 0 { SWEEP_RATE } else { rate });
+            match rate {
+                0 => stop.run_until_cancelled(patrol.sweep_only()).await,
+                _ => stop.run_until_cancelled(patrol.walk()).await,
+            }
+        });
     }
 
     /// A file was hashed and is what it should be. That is no use of the blob. Blocks.
@@ -117,15 +129,9 @@ impl Cache {
 
     /// A file was hashed and is not what it should be: it is set aside, unless it was replaced meanwhile. Blocks.
     fn found_rotten(&self, file: &BlobFile) -> Seen {
-        // As long as the permit is ours nobody puts a good one in its place.
+        // Whoever fetches or verifies it knows better, and waits as long as the permit is ours.
         let Role::Writer(_permit) = self.0.flights.join(&file.digest) else { return Seen::Gone };
-        match self.0.blobs.open(&file.digest) {
-            Ok(Some(current)) if current.stamp == file.stamp => {
-                self.set_aside(&file.digest);
-                Seen::Rotten
-            }
-            _ => Seen::Gone,
-        }
+        if self.set_aside(file) { Seen::Rotten } else { Seen::Gone }
     }
 }
 
@@ -137,11 +143,12 @@ impl Patrol {
     }
 
     /// Round after round; whoever calls it drops it at the stop.
-    async fn walk(mut self) {
+    async fn walk(mut self) -> Infallible {
         // The start has its own reading to do, and until it is done the index does not know every file.
         while !self.cache.0.space.counted().await {}
         self.recall().await;
         loop {
+            self.sweep().await;
             while self.position.done < SHARDS {
                 let files = self.shard(self.position.done).await;
                 self.position.done += 1;
@@ -160,6 +167,43 @@ impl Patrol {
         }
     }
 
+    async fn sweep_only(mut self) -> Infallible {
+        while !self.cache.0.space.counted().await {}
+        loop {
+            self.sweep().await;
+            tokio::time::sleep(ROUND_MIN).await;
+        }
+    }
+
+    /// Counts what lies beside the blobs, and removes what of it leads to nothing.
+    async fn sweep(&mut self) {
+        let cache = self.cache.clone();
+        let census = move || {
+            cache.0.quarantine.trim()?;
+            cache.0.repos.census(&cache.0.stop)
+        };
+        let (repositories, mut removed) = (self.ask(census).await.unwrap_or_else(|error| unlisted(&error)), 0);
+        for repository in repositories {
+            let (cache, of) = (self.cache.clone(), repository.clone());
+            let records = self.ask(move || cache.0.repos.records(&of)).await.unwrap_or_else(|error| unlisted(&error));
+            self.pace.pay(OPEN_COSTS_BYTES).await;
+            for record in records {
+                let cost = if matches!(record, Record::Tag(_)) { OPEN_COSTS_BYTES } else { LINK_COSTS_BYTES };
+                let (cache, of) = (self.cache.clone(), repository.clone());
+                if self.change(move || cache.sweep(&of, &record)).await == Some(true) {
+                    self.told.swept();
+                    removed += 1;
+                }
+                self.pace.pay(cost).await;
+            }
+            let cache = self.cache.clone();
+            self.change(move || cache.0.repos.remove_empty_dirs(&repository)).await;
+        }
+        if removed > 0 {
+            tracing::info!(removed, "tags and links that led to nothing held were removed");
+        }
+    }
+
     fn tell(&self) {
         self.told.at(f64::from(self.position.done) / f64::from(SHARDS));
         if self.position.ended > 0 {
@@ -173,7 +217,7 @@ impl Patrol {
         for algorithm in Algorithm::ALL {
             let cache = self.cache.clone();
             let list = move || list(&cache, algorithm, shard);
-            let listed = blocking(list).await;
+            let listed = self.ask(list).await;
             self.pace.pay(OPEN_COSTS_BYTES).await;
             let digests = match listed {
                 Ok(digests) => digests,
@@ -229,7 +273,7 @@ impl Patrol {
     /// Reads and hashes one file, step by step.
     async fn look(&mut self, digest: Digest) -> io::Result<Seen> {
         let cache = self.cache.clone();
-        let opened = blocking(move || cache.0.blobs.open(&digest)).await;
+        let opened = self.ask(move || cache.0.blobs.open(&digest)).await;
         self.pace.pay(OPEN_COSTS_BYTES).await;
         let Some(file) = opened? else { return Ok(Seen::Gone) };
         // Else the kernel would read ahead what is then not taken for ours.
@@ -238,8 +282,9 @@ impl Patrol {
         let (file, mut hasher) = (std::sync::Arc::new(file), digest.hasher());
         while offset < size {
             let (step, of) = (self.pace.step().min(size - offset), file.clone());
-            let done = blocking(move || hash_step(&of, offset, step, hasher)).await?;
-            let Some((read, back)) = done else { return Ok(Seen::Gone) };
+            // Nobody waits for this at the stop.
+            let done = tokio::task::spawn_blocking(move || hash_step(&of, offset, step, hasher)).await.map_err(io::Error::other)?;
+            let Some((read, back)) = done? else { return Ok(Seen::Gone) };
             hasher = back;
             self.told.read(read);
             offset += read;
@@ -264,9 +309,14 @@ impl Patrol {
         Ok(self.change(judge).await.unwrap_or(Seen::Gone))
     }
 
-    /// What changes something is waited for at the stop, what only reads is not.
+    /// Runs on a thread that may wait for the disk, with the cache in hand: the stop waits for it.
     async fn change<T: Send + 'static>(&self, change: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        // It ends without a result only when the runtime does.
         self.cache.0.tasks.spawn_blocking(change).await.ok()
+    }
+
+    async fn ask<T: Send + 'static>(&self, ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        self.change(ask).await.unwrap_or_else(|| Err(io::ErrorKind::Interrupted.into()))
     }
 
     async fn failed(&mut self) {
@@ -281,7 +331,7 @@ impl Patrol {
     /// Goes on where the last run stopped.
     async fn recall(&mut self) {
         let path = self.cache.0.folder.root().join(POSITION);
-        let read = blocking(move || fs::read(path)).await;
+        let read = self.ask(move || fs::read(path)).await;
         let position = read.ok().and_then(|text| serde_json::from_slice::<Position>(&text).ok());
         let begin = Position { began: seconds_now(), ..Position::default() };
         self.position = position.filter(|position| position.done <= SHARDS).unwrap_or(begin);
@@ -323,10 +373,9 @@ impl Pace {
     }
 }
 
-/// Runs on a thread that may wait for the disk. Nobody waits for it at the stop.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    // It ends without a result only when the runtime does.
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+fn unlisted<T>(error: &io::Error) -> Vec<T> {
+    tracing::error!(%error, "a folder of repos/ or quarantine/ cannot be listed; it is left for the next round. Check the disk");
+    Vec::new()
 }
 
 /// The blobs of one shard. Files with other names are passed over: `millpond verify` tells of them.

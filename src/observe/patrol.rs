@@ -13,6 +13,7 @@ pub struct Patrol {
     bytes: Counter,
     files: Counter,
     findings: Counter,
+    swept: Counter,
     rounds: Counter,
     position: Gauge<f64, AtomicU64>,
     ended: Gauge,
@@ -25,6 +26,7 @@ impl Patrol {
         registry.register("patrol_bytes", "Bytes that the patrol has read and hashed", patrol.bytes.clone());
         registry.register("patrol_files", "Files that the patrol has hashed to their end", patrol.files.clone());
         registry.register("patrol_findings", "Files that the patrol found rotten or unreadable", patrol.findings.clone());
+        registry.register("patrol_records_removed", "Tags and links that led to nothing held and were removed", patrol.swept.clone());
         registry.register("patrol_rounds", "Rounds over everything held that the patrol has ended", patrol.rounds.clone());
         registry.register("patrol_round_ratio", "How much of its round the patrol has done, 0 to 1", patrol.position.clone());
         let help = "When the patrol last ended a round, in seconds since 1970; 0 is never";
@@ -45,6 +47,11 @@ impl Patrol {
     /// It found a file rotten or unreadable.
     pub fn found(&self) {
         self.findings.inc();
+    }
+
+    /// It removed a tag or link that leads to nothing held.
+    pub fn swept(&self) {
+        self.swept.inc();
     }
 
     /// So much of the round is done, 0 to 1.

@@ -19,10 +19,11 @@ struct Place {
 }
 
 impl Place {
-    /// Without a patrol.
+    /// With a patrol that reads nothing.
     async fn open(dir: &Path) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 1 << 20, patrol: 0 };
+        let config =
+            Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 1 << 20, patrol: 0, tag_life: Duration::ZERO };
         let cache = Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens");
         assert!(cache.0.space.counted().await);
         Self { cache, tasks, stop }
@@ -135,7 +136,7 @@ async fn the_rate_is_held_and_rounds_are_a_day_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn switched_off_it_does_nothing() {
+async fn switched_off_it_reads_nothing() {
     let dir = tempfile::tempdir().expect("a folder");
     let place = Place::open(dir.path()).await;
     let digest = keep(&place.cache, 1, 100_000).await;
@@ -202,7 +203,7 @@ async fn a_bad_file_that_somebody_else_replaces_or_looks_at_is_left_to_them() {
     let bad = place.cache.0.blobs.open(&digest).expect("opens").expect("is there");
     let Role::Writer(permit) = place.cache.0.flights.join(&digest) else { panic!("nobody has it") };
     assert_eq!(place.cache.found_rotten(&bad), Seen::Gone);
-    place.cache.set_aside(&digest);
+    place.cache.set_aside(&bad);
     keep(&place.cache, 1, 100_000).await;
     drop(permit);
     assert_eq!(place.cache.found_rotten(&bad), Seen::Gone);
