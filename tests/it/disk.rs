@@ -7,6 +7,7 @@ mod kill; // kill -9 at any moment leaves whole blobs and nothing else
 mod patrol; // what rots is found before anybody asks for it
 mod rot; // a file that changed is seen, set aside and fetched again
 mod start; // a start that fails says why in one line and leaves nothing running
+mod sweep; // tags and links that lead to nothing go, and no others
 
 use std::collections::HashMap;
 use std::fs;
