@@ -233,7 +233,7 @@ impl Cache {
         let _ = tokio::task::spawn_blocking(keep).await;
     }
 
-    fn store_manifest(
+    pub(super) fn store_manifest(
         &self,
         kept: Result<Kept, NotStored>,
         repository: &Repository,

@@ -188,6 +188,12 @@ impl Repos {
         self.writers.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether somebody holds [`Repos::still`].
+    #[cfg(test)]
+    pub(crate) fn is_still(&self) -> bool {
+        self.writers.try_read().is_err()
+    }
+
     /// Removes a record. For the holder of [`Repos::still`], who has looked at it since.
     pub(crate) fn remove_still(&self, _still: &RwLockWriteGuard<'_, ()>, repository: &Repository, record: &Record) -> io::Result<()> {
         self.remove(&self.path(repository, record))

@@ -19,13 +19,17 @@ const ARRIVED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 impl Cache {
     /// Removes a record that leads to nothing; says whether it did. Blocks.
     pub(super) fn sweep(&self, repository: &Repository, record: &Record) -> bool {
+        self.sweep_if(repository, record, || self.leads_nowhere(repository, record))
+    }
+
+    fn sweep_if(&self, repository: &Repository, record: &Record, leads_nowhere: impl Fn() -> bool) -> bool {
         let inner = &*self.0;
-        if !self.leads_nowhere(repository, record) {
+        if !leads_nowhere() {
             return false;
         }
         // What was found without the lock may be otherwise by now.
         let still = inner.repos.still();
-        if !self.leads_nowhere(repository, record) {
+        if !leads_nowhere() {
             return false;
         }
         if let Err(error) = inner.repos.remove_still(&still, repository, record) {

@@ -1,5 +1,6 @@
 //! What is swept out, and above all what is not.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -165,42 +166,41 @@ async fn memory_forgets_what_was_swept_so_that_it_is_written_again() {
     assert_eq!(cache.0.repos.blobs(&owner).expect("lists"), [lost]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_comes_back_while_it_is_swept_is_there_with_its_tag_and_its_link() {
+#[tokio::test]
+async fn what_comes_back_between_the_look_and_the_removal_stays() {
     let dir = tempfile::tempdir().expect("a folder");
     let cache = open(dir.path()).await;
     let owner = repository("a");
-    let bytes = bytes::Bytes::from_static(b"a manifest");
-    let digest = Digest::sha256_of(&bytes);
-    for _ in 0..100 {
-        cache.0.blobs.remove(&digest).expect("removes");
-        cache.forget(&digest);
-        cache.0.hot.forget(&digest);
-        cache.0.hot.hold_tag(&owner, &tag("x"), None);
-        set_tag(&cache, &owner, "x", digest, SystemTime::now() - 11 * DAY);
+    let media_type = MediaType::parse("application/x").expect("valid");
+    for record in ["x", "y"].map(|name| Record::Tag(tag(name))) {
+        let bytes = bytes::Bytes::from(format!("a manifest for {record:?}"));
+        let digest = Digest::sha256_of(&bytes);
+        let Record::Tag(name) = &record else { unreachable!() };
+        set_tag(&cache, &owner, name.as_str(), digest, SystemTime::now() - 11 * DAY);
         link(&cache, &owner, &digest);
         age(&dir.path().join("repos"));
-        let sweeper = {
-            let cache = cache.clone();
-            tokio::task::spawn_blocking(move || sweep_until_held(&cache, &digest))
+        let kept = cache.admit(Some(bytes.len() as u64)).await;
+        for record in [record.clone(), Record::Manifest(digest)] {
+            assert!(cache.leads_nowhere(&owner, &record), "{record:?}");
+        }
+        // Its manifest and its tag come just after the first look.
+        let (looks, kept) = (Cell::new(0), Cell::new(Some(kept)));
+        let look = |record: &Record| {
+            let found = cache.leads_nowhere(&owner, record);
+            looks.set(looks.get() + 1);
+            if let Some(kept) = kept.take() {
+                cache.store_manifest(kept, &owner, &digest, &media_type, &bytes).expect("stores");
+                set_tag(&cache, &owner, name.as_str(), digest, SystemTime::now());
+            } else {
+                assert!(cache.0.repos.is_still(), "nobody can write from the second look to the removal");
+            }
+            found
         };
-        cache.keep_manifest(&owner, &digest, &MediaType::parse("application/x").expect("valid"), bytes.clone()).await;
-        cache.keep_tag(&owner, &tag("x"), &digest).await;
-        sweeper.await.expect("no panic");
-        assert_eq!(cache.0.repos.manifests(&owner).expect("lists"), [digest]);
-        assert_eq!(cache.0.repos.tag(&owner, &tag("x")).expect("reads").map(|record| record.digest), Some(digest));
-    }
-}
-
-/// Sweeps one repository for as long as its manifest is away, and once more.
-fn sweep_until_held(cache: &Cache, digest: &Digest) {
-    let owner = repository("a");
-    let mut again = true;
-    while again {
-        again = !cache.0.blobs.path(digest).exists();
-        cache.sweep(&owner, &Record::Tag(tag("x")));
-        cache.sweep(&owner, &Record::Manifest(*digest));
-        cache.0.repos.remove_empty_dirs(&owner);
+        let record = if name.as_str() == "x" { record.clone() } else { Record::Manifest(digest) };
+        assert!(!cache.sweep_if(&owner, &record, || look(&record)));
+        assert_eq!(looks.get(), 2);
+        assert_eq!(cache.0.repos.manifest(&owner, &digest).expect("reads"), Some(media_type.clone()));
+        assert_eq!(cache.0.repos.tag(&owner, name).expect("reads").map(|record| record.digest), Some(digest));
     }
 }
 
