@@ -78,11 +78,8 @@ pub(crate) fn read_blocking(file: &File, offset: u64, max: u64) -> io::Result<By
 /// Fills `buffer` from `offset`, waiting for the disk, and leaves in the kernel's memory what was there and nothing else: who
 /// reads everything must not drive out what clients read. For the blocking pool. Fewer bytes than asked for is the end.
 pub(crate) fn read_aside(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
-        Ok(read) => read,
-        // As for `read_now`; an error that is real comes again.
-        Err(_) => 0,
-    };
+    // It says no as it does to `read_now`; an error that is real comes again.
+    let mut read = rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT).unwrap_or_default();
     while read < buffer.len() {
         let from = offset + read as u64;
         let more = match rustix::io::pread(file, &mut buffer[read..], from) {

@@ -42,15 +42,24 @@ impl Place {
         self.cache.close(true);
     }
 
-    fn told(&self, name: &str) -> f64 {
+    fn told<T: std::str::FromStr>(&self, name: &str) -> T {
         let text = self.cache.0.metrics.render();
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("millpond_{name} "))).expect("it is told");
-        line.parse().expect("a number")
+        line.parse().unwrap_or_else(|_| panic!("{line} is a number"))
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.told(name)
+    }
+
+    /// How much of the round is done.
+    fn ratio(&self) -> f64 {
+        self.told("patrol_round_ratio")
     }
 
     /// Files hashed, findings, rounds.
-    fn seen(&self) -> [f64; 3] {
-        ["patrol_files_total", "patrol_findings_total", "patrol_rounds_total"].map(|name| self.told(name))
+    fn seen(&self) -> [u64; 3] {
+        ["patrol_files_total", "patrol_findings_total", "patrol_rounds_total"].map(|name| self.count(name))
     }
 
     /// Lets time pass until something is so.
@@ -66,10 +75,10 @@ impl Place {
         }
     }
 
-    async fn round(&self, n: f64) {
+    async fn round(&self, n: u64) {
         // The longer it takes the less often one looks.
         let after = |waited: Duration| (waited / 64).max(Duration::from_secs(1));
-        self.look_again("a round", after, |place| place.told("patrol_rounds_total") >= n).await;
+        self.look_again("a round", after, |place| place.count("patrol_rounds_total") >= n).await;
     }
 
     fn quarantined(&self) -> usize {
@@ -89,6 +98,11 @@ impl Place {
 
 const MIB: u64 = 1 << 20;
 
+#[expect(clippy::cast_possible_truncation, reason = "0 to 100")]
+fn percent(place: &Place) -> i64 {
+    (place.ratio() * 100.0) as i64
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_rots_unnoticed_is_found_without_a_request_and_set_aside() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -99,9 +113,9 @@ async fn what_rots_unnoticed_is_found_without_a_request_and_set_aside() {
     place.rot(&small);
     assert!(matches!(place.cache.blob(&large).await, Found::Whole(_)), "nothing tells it from a good one");
     let place = place.patrolled(MIB);
-    place.round(1.0).await;
-    assert_eq!(place.seen(), [3.0, 2.0, 1.0]);
-    assert_eq!((place.told("verify_failures_total"), place.quarantined()), (2.0, 2));
+    place.round(1).await;
+    assert_eq!(place.seen(), [3, 2, 1]);
+    assert_eq!((place.count("verify_failures_total"), place.quarantined()), (2, 2));
     assert_eq!(place.cache.fullness().0, 100_000);
     for digest in [large, small] {
         let Found::Missing(permit) = place.cache.blob(&digest).await else { panic!("it is served") };
@@ -121,17 +135,17 @@ async fn the_rate_is_held_and_rounds_are_a_day_apart() {
     keep(&place.cache, 9, 10).await;
     let begun = Instant::now();
     let place = place.patrolled(MIB);
-    place.round(1.0).await;
+    place.round(1).await;
     // Each list and each file costs its opening; a large file costs its bytes.
     let costs = (2 * u64::from(SHARDS) + 1) * OPEN_COSTS_BYTES + 4 * (3 << 20);
     let took = begun.elapsed().as_secs_f64();
     let expected = costs as f64 / MIB as f64;
     assert!((expected..expected * 1.1).contains(&took), "{took} s, {expected} were to be");
-    assert_eq!(place.told("patrol_bytes_total"), (12 * MIB + 10) as f64);
-    assert!(place.told("patrol_round_end_timestamp_seconds") > 1e9);
-    place.round(2.0).await;
+    assert_eq!(place.count("patrol_bytes_total"), 12 * MIB + 10);
+    assert!(place.count("patrol_round_end_timestamp_seconds") > 1_000_000_000);
+    place.round(2).await;
     assert!(begun.elapsed() >= ROUND_MIN, "{:?}", begun.elapsed());
-    assert_eq!(place.seen(), [10.0, 0.0, 2.0]);
+    assert_eq!(place.seen(), [10, 0, 2]);
     place.close().await;
 }
 
@@ -143,7 +157,7 @@ async fn switched_off_it_reads_nothing() {
     place.rot(&digest);
     let place = place.patrolled(0);
     tokio::time::sleep(2 * ROUND_MIN).await;
-    assert_eq!((place.seen(), place.told("patrol_bytes_total"), place.told("patrol_round_ratio")), ([0.0; 3], 0.0, 0.0));
+    assert_eq!((place.seen(), place.count("patrol_bytes_total"), percent(&place)), ([0; 3], 0, 0));
     assert!(place.cache.0.blobs.path(&digest).exists() && !dir.path().join(POSITION).exists());
     place.close().await;
 }
@@ -156,8 +170,8 @@ async fn what_is_evicted_while_it_is_read_is_no_finding_and_is_let_go() {
     let path = place.cache.0.blobs.path(&digest);
     // A step a second, and one is done.
     let place = place.patrolled(STEP_MIN);
-    place.until("the first bytes", |place| place.told("patrol_bytes_total") > 0.0).await;
-    assert!(place.told("patrol_bytes_total") < MIB as f64);
+    place.until("the first bytes", |place| place.count("patrol_bytes_total") > 0).await;
+    assert!(place.count("patrol_bytes_total") < MIB);
     place.cache.0.hot.forget(&digest);
     place.cache.0.blobs.remove(&digest).expect("removes");
     place.cache.forget(&digest);
@@ -170,8 +184,8 @@ async fn what_is_evicted_while_it_is_read_is_no_finding_and_is_let_go() {
     let since = Instant::now();
     place.until("its end", |_| !is_open()).await;
     assert!(since.elapsed() <= Duration::from_secs(10), "its space was held for {:?}", since.elapsed());
-    place.round(1.0).await;
-    assert_eq!((place.seen(), place.quarantined()), ([0.0, 0.0, 1.0], 0));
+    place.round(1).await;
+    assert_eq!((place.seen(), place.quarantined()), ([0, 0, 1], 0));
     assert_eq!((place.cache.0.index.get(&digest), place.cache.fullness().0), (None, 0));
     place.close().await;
 }
@@ -185,12 +199,12 @@ async fn what_arrives_is_no_finding_and_what_has_arrived_is_sound() {
     let kept = place.cache.admit(Some(300_000)).await.expect("room");
     kept.file().write_all_at(&bytes[..1000], 0).expect("writes");
     let place = place.patrolled(MIB);
-    place.round(1.0).await;
-    assert_eq!(place.seen(), [0.0, 0.0, 1.0]);
+    place.round(1).await;
+    assert_eq!(place.seen(), [0, 0, 1]);
     kept.file().write_all_at(&bytes, 0).expect("writes");
     place.cache.commit(kept, &digest, 300_000).expect("commits");
-    place.round(2.0).await;
-    assert_eq!(place.seen(), [1.0, 0.0, 2.0]);
+    place.round(2).await;
+    assert_eq!(place.seen(), [1, 0, 2]);
     place.close().await;
 }
 
@@ -224,14 +238,14 @@ async fn a_sound_file_in_an_unknown_state_is_trusted_again_and_is_not_newly_used
     place.cache.forget(&unknown);
     index.put(&resized, Entry { size: 7, ..Entry::default() });
     let place = place.patrolled(MIB);
-    place.round(1.0).await;
+    place.round(1).await;
     let index = &place.cache.0.index;
     assert_eq!(index.get(&changed), Some(before));
     for digest in [unknown, resized] {
         let file = place.cache.0.blobs.open(&digest).expect("opens").expect("is there");
         assert_eq!(index.get(&digest).map(|entry| (entry.size, entry.stamp)), Some((100_000, file.stamp)));
     }
-    assert_eq!(place.seen(), [3.0, 0.0, 1.0]);
+    assert_eq!(place.seen(), [3, 0, 1]);
     place.close().await;
 }
 
@@ -247,9 +261,9 @@ async fn a_disk_that_gives_nothing_is_let_be_and_the_round_goes_on() {
     fs::remove_dir_all(dir.path().join("blobs/sha256/00")).expect("removes");
     let begun = Instant::now();
     let place = place.patrolled(1 << 40);
-    place.round(1.0).await;
+    place.round(1).await;
     assert!(begun.elapsed() >= FAILED_REST);
-    assert_eq!((place.seen(), place.quarantined()), ([0.0, f64::from(FAILURES_MAX), 1.0], 0));
+    assert_eq!((place.seen(), place.quarantined()), ([0, FAILURES_MAX.into(), 1], 0));
     place.close().await;
 }
 
@@ -262,32 +276,32 @@ async fn a_restart_goes_on_where_the_last_run_was() {
         digests.push(keep(&place.cache, n, 100_000).await);
     }
     let place = place.patrolled(MIB);
-    place.until("some files", |place| place.told("patrol_files_total") >= 7.0).await;
-    let (done, before) = (place.told("patrol_round_ratio"), place.told("patrol_files_total"));
+    place.until("some files", |place| place.count("patrol_files_total") >= 7).await;
+    let (done, before) = (place.ratio(), place.count("patrol_files_total"));
     place.close().await;
 
     let place = Place::open(dir.path()).await.patrolled(MIB);
-    place.until("its memory", |place| place.told("patrol_round_ratio") > 0.0).await;
-    place.round(1.0).await;
+    place.until("its memory", |place| place.ratio() > 0.0).await;
+    place.round(1).await;
     let in_one_shard = |digest: &&Digest| f64::from(digest.as_bytes()[0]) / 256.0 >= done;
-    let (left, files) = (digests.iter().filter(in_one_shard).count(), place.told("patrol_files_total"));
-    assert!(left as f64 <= 20.0 - before + 2.0, "most that was read is not read again");
-    assert_eq!(files, left as f64);
+    let (left, files) = (digests.iter().filter(in_one_shard).count() as u64, place.count("patrol_files_total"));
+    assert!(left <= 20 - before + 2, "most that was read is not read again");
+    assert_eq!(files, left);
     place.close().await;
 
     // The round has ended: the next is not due before the day is over.
     let place = Place::open(dir.path()).await.patrolled(MIB);
-    tokio::time::sleep(ROUND_MIN - Duration::from_secs(3600)).await;
-    assert_eq!((place.seen(), place.told("patrol_round_ratio")), ([0.0; 3], 1.0));
-    assert!(place.told("patrol_round_end_timestamp_seconds") > 1e9);
-    place.round(1.0).await;
+    tokio::time::sleep(ROUND_MIN / 24 * 23).await;
+    assert_eq!((place.seen(), percent(&place)), ([0; 3], 100));
+    assert!(place.count("patrol_round_end_timestamp_seconds") > 1_000_000_000);
+    place.round(1).await;
     place.close().await;
 
     for noise in ["", "noise", r#"{"began":1,"done":60000,"ended":0}"#] {
         fs::write(dir.path().join(POSITION), noise).expect("writes");
         let place = Place::open(dir.path()).await.patrolled(MIB);
-        place.round(1.0).await;
-        assert_eq!(place.seen(), [20.0, 0.0, 1.0], "{noise}");
+        place.round(1).await;
+        assert_eq!(place.seen(), [20, 0, 1], "{noise}");
         place.close().await;
     }
 }
