@@ -28,10 +28,13 @@ mod growing;
 mod hot;
 mod index;
 mod keep;
+mod patrol;
 mod pins;
 mod pool;
+mod quarantine;
 mod repos;
 mod space;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +55,7 @@ pub(crate) use hot::Recent;
 use hot::{Hot, KnownTag, SMALL_BLOB_BYTES_MAX};
 use index::Index;
 use pins::{Pin, Pins};
+use quarantine::Quarantine;
 use repos::Repos;
 use space::Space;
 
@@ -67,6 +71,10 @@ pub struct Config {
     pub max_size: MaxSize,
     /// Bytes of manifests and small blobs held in memory.
     pub memory: u64,
+    /// Bytes a second that the patrol reads; 0 switches it off.
+    pub patrol: u64,
+    /// How long after the upstream last confirmed it a tag may still be served.
+    pub tag_life: Duration,
 }
 
 /// `cache.max_size`.
@@ -86,11 +94,14 @@ struct Inner {
     folder: Folder,
     blobs: Blobs,
     repos: Repos,
+    quarantine: Quarantine,
     index: Index,
     hot: Hot,
     flights: Flights,
     pins: Pins,
     space: Space,
+    /// How long a tag can be of use after the upstream last confirmed it.
+    tag_life: Duration,
     evicting: tokio::sync::Mutex<()>,
     /// The index knows every file: the next start may believe it.
     complete: AtomicBool,

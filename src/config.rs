@@ -161,13 +161,15 @@ fn cache(section: &mut Section) -> (cache::Config, pull::Config) {
         dir: section.optional("dir", values::folder).unwrap_or_default(),
         max_size: section.value("max_size", "50GiB", values::max_size),
         memory: section.value("memory", "64MiB", values::size),
+        patrol: section.value("patrol", "4MiB", values::rate),
+        tag_life: Duration::ZERO,
     };
     let pull = pull::Config {
         tag_ttl: section.value("tag_ttl", "1m", |text| values::duration(text, AGE_MAX)),
         max_stale: section.value("max_stale", "30d", |text| values::duration(text, AGE_MAX)),
         offline: section.flag("offline", false),
     };
-    (cache, pull)
+    (cache::Config { tag_life: pull.tag_ttl + pull.max_stale, ..cache }, pull)
 }
 
 fn upstreams(section: &mut Section) -> upstream::Config {

@@ -14,7 +14,8 @@
 //!
 //! 1. A file under `blobs/` hashes to its name, also after kill -9, a full disk or a power cut.
 //!    `it::disk::kills_at_random_moments_leave_whole_blobs_and_a_mirror_that_starts`,
-//!    `it::disk::a_large_blob_that_changes_while_running_is_fetched_again`
+//!    `it::disk::a_large_blob_that_changes_while_running_is_fetched_again`,
+//!    `it::disk::a_rotten_blob_is_found_before_anybody_asks_for_it_and_fetched_again`
 //! 2. No client receives the last bytes of a blob that was not verified; a failed body ends as a broken connection, never as
 //!    a clean end. `it::faults::a_wrong_byte_anywhere_is_never_handed_over_as_whole`,
 //!    `it::flight::the_last_bytes_wait_until_the_whole_is_verified`
@@ -28,7 +29,8 @@
 //! 5. What is held is served with the upstream down, the index gone, the disk full, the clock wrong.
 //!    `it::stale::an_outage_serves_stale_and_its_end_renews`, `it::disk::a_mirror_starts_and_serves_on_a_full_disk`
 //! 6. Losing the index loses no blob, no tag and no image: only time.
-//!    `it::disk::whatever_became_of_the_index_the_mirror_serves_at_once`
+//!    `it::disk::whatever_became_of_the_index_the_mirror_serves_at_once`,
+//!    `it::disk::a_tag_whose_manifest_was_evicted_goes_and_one_that_can_be_served_stays_whatever_its_age`
 //! 7. Only configured upstreams are contacted; credentials reach exactly the host they are for; private content only those
 //!    who may. `it::pull::what_is_not_configured_is_not_contacted`,
 //!    `it::faults::a_password_goes_to_the_token_service_and_nowhere_else`,

@@ -14,6 +14,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+mod patrol;
+
+pub use patrol::Patrol;
+
 /// How an answer came about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
@@ -157,6 +161,7 @@ struct Inner {
     fetched: Counter,
     fills: Gauge,
     cache_bytes: Gauge,
+    beside_bytes: Gauge,
     evicted: Counter,
     upstream_requests: Family<Asked, Counter>,
     ratelimit: Family<Upstream, Gauge>,
@@ -164,6 +169,7 @@ struct Inner {
     stale: Counter,
     verify_failures: Counter,
     index_rebuilds: Counter,
+    patrol: Patrol,
     first_byte: Histogram,
     duration: Histogram,
     seconds: Gauge<f64, AtomicU64>,
@@ -190,6 +196,7 @@ impl Metrics {
             fetched: direction("fetched"),
             fills: Gauge::default(),
             cache_bytes: Gauge::default(),
+            beside_bytes: Gauge::default(),
             evicted: Counter::default(),
             upstream_requests: Family::default(),
             ratelimit: Family::default(),
@@ -197,6 +204,7 @@ impl Metrics {
             stale: Counter::default(),
             verify_failures: Counter::default(),
             index_rebuilds: Counter::default(),
+            patrol: Patrol::register(&mut registry),
             first_byte,
             duration,
             seconds: Gauge::default(),
@@ -210,6 +218,11 @@ impl Metrics {
             inner.fills.clone(),
         );
         registry.register("cache_bytes", "Bytes held in blobs/", inner.cache_bytes.clone());
+        registry.register(
+            "cache_beside_bytes",
+            "Bytes of tags, links and quarantine/, which count towards max_size",
+            inner.beside_bytes.clone(),
+        );
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());
         registry.register("upstream_ratelimit_remaining", "Pulls left, as the upstream last said", inner.ratelimit.clone());
@@ -262,6 +275,11 @@ impl Metrics {
         self.0.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
     }
 
+    /// The bytes that now lie beside the blobs.
+    pub fn beside_bytes(&self, bytes: u64) {
+        self.0.beside_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
     /// Bytes were evicted.
     pub fn evicted(&self, bytes: u64) {
         self.0.evicted.inc_by(bytes);
@@ -290,6 +308,11 @@ impl Metrics {
     /// The index was rebuilt.
     pub fn index_rebuilt(&self) {
         self.0.index_rebuilds.inc();
+    }
+
+    /// What the patrol tells.
+    pub fn patrol(&self) -> &Patrol {
+        &self.0.patrol
     }
 
     /// How long the start took.
@@ -419,6 +442,8 @@ mod tests {
         metrics.asked("docker.io", Kind::Blob, 200);
         metrics.ratelimit("docker.io", 99);
         metrics.up("docker.io", "https://registry-1.docker.io", true);
+        metrics.patrol().read(7);
+        metrics.patrol().at(0.5);
         let fill = metrics.fill();
         let text = metrics.render();
         drop(fill);
@@ -428,12 +453,19 @@ mod tests {
             "millpond_bytes_total{direction=\"fetched\"} 0",
             "millpond_fills_inflight 1",
             "millpond_cache_bytes 0",
+            "millpond_cache_beside_bytes 0",
             "millpond_cache_evicted_bytes_total 0",
             "millpond_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"200\"} 1",
             "millpond_upstream_ratelimit_remaining{upstream=\"docker.io\"} 99",
             "millpond_upstream_up{upstream=\"docker.io\",endpoint=\"https://registry-1.docker.io\"} 1",
             "millpond_stale_served_total 1",
             "millpond_verify_failures_total 0",
+            "millpond_patrol_bytes_total 7",
+            "millpond_patrol_files_total 0",
+            "millpond_patrol_findings_total 0",
+            "millpond_patrol_rounds_total 0",
+            "millpond_patrol_round_ratio 0.5",
+            "millpond_patrol_round_end_timestamp_seconds 0",
         ] {
             assert!(text.contains(line), "{line} is missing from\n{text}");
         }

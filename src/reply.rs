@@ -412,7 +412,13 @@ mod tests {
     #[tokio::test]
     async fn an_old_client_waits_for_the_size_of_a_blob_that_is_arriving() {
         let dir = tempfile::tempdir().expect("a folder");
-        let config = crate::cache::Config { dir: dir.path().to_owned(), max_size: crate::cache::MaxSize::Bytes(1 << 20), memory: 0 };
+        let config = crate::cache::Config {
+            dir: dir.path().to_owned(),
+            max_size: crate::cache::MaxSize::Bytes(1 << 20),
+            memory: 0,
+            patrol: 0,
+            tag_life: Duration::ZERO,
+        };
         let cache = crate::cache::Cache::open(
             &config,
             crate::observe::Metrics::new(),

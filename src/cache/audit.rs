@@ -291,7 +291,7 @@ mod tests {
         let temp = folder.temp().expect("creates");
         temp.file().write_all_at(b"hello", 0).expect("writes");
         let stamp = Blobs::new(folder.clone()).commit(temp, &digest).expect("commits");
-        let repos = super::super::repos::Repos::new(folder.clone());
+        let repos = super::super::repos::Repos::new(folder.clone(), crate::cache::space::Beside::new(crate::observe::Metrics::new()));
         let repository = Repository { registry: Registry::docker_hub(), name: Name::parse("library/a").expect("valid") };
         let record = super::super::repos::TagRecord { digest, checked: std::time::SystemTime::now() };
         repos.set_tag(&repository, &Tag::parse("x").expect("valid"), &record, Durability::Synced).expect("writes");

@@ -15,9 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
 use crate::oci::{Algorithm, Digest};
 
-/// Files kept in `quarantine/` for a person to look at; the oldest go first, so that a failing disk cannot fill itself.
-const QUARANTINE_FILES_MAX: usize = 16;
-
 /// The blobs of a data folder.
 #[derive(Clone)]
 pub(crate) struct Blobs {
@@ -111,13 +108,6 @@ impl Blobs {
                 other => other?,
             }
             return Ok(false);
-        }
-        let mut files = fs::read_dir(&dir)?
-            .filter_map(|entry| Some((entry.as_ref().ok()?.metadata().ok()?.modified().ok()?, entry.ok()?.path())))
-            .collect::<Vec<_>>();
-        files.sort();
-        for (_, path) in files.iter().rev().skip(QUARANTINE_FILES_MAX) {
-            fs::remove_file(path)?;
         }
         Ok(true)
     }
@@ -233,19 +223,5 @@ mod tests {
         assert!(!blobs.quarantine(&bad).expect("looks"));
         assert_eq!(fs::read(blobs.path(&digest)).expect("is there"), b"good");
         assert_eq!(fs::read_dir(dir.path().join("quarantine")).expect("reads").count(), 0);
-    }
-
-    #[test]
-    fn the_quarantine_is_bounded() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let blobs = Blobs::new(Folder::open(dir.path()).expect("opens"));
-        for n in 0..QUARANTINE_FILES_MAX + 3 {
-            let digest = Digest::sha256_of(&n.to_le_bytes());
-            fs::write(blobs.path(&digest), "rotten").expect("writes");
-            let bad = blobs.open(&digest).expect("looks").expect("is there");
-            assert!(blobs.quarantine(&bad).expect("sets aside"));
-            assert!(blobs.open(&digest).expect("looks").is_none());
-        }
-        assert_eq!(fs::read_dir(dir.path().join("quarantine")).expect("reads").count(), QUARANTINE_FILES_MAX);
     }
 }

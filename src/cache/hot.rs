@@ -96,6 +96,11 @@ impl Hot {
         self.contents.invalidate(digest);
     }
 
+    /// Closes the file of a blob; its content, which was verified when it was loaded, stays.
+    pub(crate) fn close(&self, digest: &Digest) {
+        self.files.invalidate(digest);
+    }
+
     /// A tag.
     pub(crate) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<KnownTag> {
         self.tags.get(&(repository.clone(), tag.clone()))
@@ -118,6 +123,14 @@ impl Hot {
     /// Holds the media type of a manifest.
     pub(crate) fn hold_manifest(&self, repository: &Repository, digest: &Digest, media_type: &MediaType) {
         self.manifests.insert((repository.clone(), *digest), media_type.clone());
+    }
+
+    /// The link of a manifest or blob of a repository is gone.
+    pub(crate) fn unlink(&self, repository: &Repository, digest: &Digest) {
+        self.manifests.invalidate(&(repository.clone(), *digest));
+        if let Some(links) = self.links.get(repository) {
+            links.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        }
     }
 
     /// What a repository shows, if that is in memory.

@@ -152,6 +152,12 @@ impl Index {
         self.change(digest, |entry| Entry { stamp: Stamp::default(), ..entry });
     }
 
+    /// The file of a blob was verified in another state than the one that was known: that is no use of it. One that is known
+    /// in a third state by now stays as it is.
+    pub(crate) fn verified(&self, digest: &Digest, known: Stamp, stamp: Stamp) {
+        self.change(digest, |entry| if entry.stamp == known { Entry { stamp, ..entry } } else { entry });
+    }
+
     /// Changes an entry in one step: one that is removed meanwhile stays removed, and nothing newer is overwritten.
     fn change(&self, digest: &Digest, change: impl Fn(Entry) -> Entry) {
         let changed = |old: Option<&[u8]>| {

@@ -18,6 +18,7 @@ use super::folder::{Durability, Folder, Stamp, sync_dir};
 use super::hot::{Hot, Links};
 use super::index::{Entry, Index, Opened};
 use super::pins::Pins;
+use super::quarantine::Quarantine;
 use super::repos::Repos;
 use super::space::Space;
 use super::{Cache, Config, FolderError, HeldManifest, Inner, MaxSize, named_by, tag_known_now};
@@ -45,13 +46,15 @@ impl Cache {
         let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
         let cache = Self(Arc::new(Inner {
             blobs: Blobs::new(folder.clone()),
-            repos: Repos::new(folder.clone()),
+            repos: Repos::new(folder.clone(), space.beside().clone()),
+            quarantine: Quarantine::new(folder.root().join("quarantine"), max, space.beside().clone()),
             folder,
             index,
             hot: Hot::new(config.memory),
             flights: Flights::default(),
             pins: Pins::default(),
             space,
+            tag_life: config.tag_life,
             evicting: tokio::sync::Mutex::new(()),
             complete: AtomicBool::new(false),
             metrics,
@@ -60,6 +63,7 @@ impl Cache {
         }));
         cache.count_in_background(clean.filter(|_| opened == Opened::Kept));
         cache.flush_in_background();
+        cache.patrol_in_background(config.patrol);
         Ok(cache)
     }
 
@@ -154,14 +158,15 @@ impl Cache {
         }
     }
 
-    /// A held blob does not hash to its name: it is moved to `quarantine/` and counted. Blocks.
-    pub(crate) fn set_aside(&self, bad: &BlobFile) {
+    /// A held blob does not hash to its name: it is moved to `quarantine/` and counted. Says whether it was still there.
+    /// Blocks.
+    pub(crate) fn set_aside(&self, bad: &BlobFile) -> bool {
         let (inner, digest) = (&*self.0, &bad.digest);
         inner.hot.forget(digest);
         match inner.blobs.quarantine(bad) {
             Ok(true) => {}
             // Somebody else was faster, and counted it.
-            Ok(false) => return,
+            Ok(false) => return false,
             Err(error) => {
                 tracing::error!(%digest, %error, "the bad blob cannot be moved to quarantine/; it is removed");
                 if let Err(error) = inner.blobs.remove(digest) {
@@ -173,6 +178,10 @@ impl Cache {
         inner.metrics.verify_failed();
         tracing::error!(%digest, "a blob on disk does not hash to its name; it is moved to quarantine/ and fetched again. Check the disk");
         self.forget(digest);
+        if let Err(error) = inner.quarantine.trim() {
+            tracing::error!(%error, "quarantine/ cannot be bounded");
+        }
+        true
     }
 
     /// A held blob cannot be read: what is known of its state counts no more. Blocks.
@@ -225,7 +234,7 @@ impl Cache {
         let _ = tokio::task::spawn_blocking(keep).await;
     }
 
-    fn store_manifest(
+    pub(super) fn store_manifest(
         &self,
         kept: Result<Kept, NotStored>,
         repository: &Repository,

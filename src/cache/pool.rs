@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::num::NonZeroU64;
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -74,6 +75,26 @@ pub(crate) fn read_blocking(file: &File, offset: u64, max: u64) -> io::Result<By
     Ok(Bytes::from_owner(pooled))
 }
 
+/// Fills `buffer` from `offset`, waiting for the disk, and leaves in the kernel's memory what was there and nothing else: who
+/// reads everything must not drive out what clients read. For the blocking pool. Fewer bytes than asked for is the end.
+pub(crate) fn read_aside(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    // It says no as it does to `read_now`; an error that is real comes again.
+    let mut read = rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT).unwrap_or_default();
+    while read < buffer.len() {
+        let from = offset + read as u64;
+        let more = match rustix::io::pread(file, &mut buffer[read..], from) {
+            Ok(0) => break,
+            Ok(more) => more,
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        // Advice that is not taken costs nothing.
+        let _ = rustix::fs::fadvise(file, from, NonZeroU64::new(more as u64), rustix::fs::Advice::DontNeed);
+        read += more;
+    }
+    Ok(read)
+}
+
 fn clamp(max: u64) -> usize {
     usize::try_from(max).unwrap_or(READ_BYTES).min(READ_BYTES)
 }
@@ -93,6 +114,19 @@ mod tests {
             assert_eq!(bytes, "234");
         }
         assert!(read_blocking(&file, 10, 3).expect("reads").is_empty());
+    }
+
+    #[test]
+    fn reading_aside_gives_the_same_bytes_and_says_where_the_file_ends() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let bytes = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect::<Vec<_>>();
+        file.write_all(&bytes).expect("writes");
+        let mut buffer = vec![0; 150_000];
+        assert_eq!(read_aside(&file, 7, &mut buffer).expect("reads"), 150_000);
+        assert_eq!(buffer, bytes[7..150_007]);
+        assert_eq!(read_aside(&file, 150_000, &mut buffer).expect("reads"), 50_000);
+        assert_eq!(buffer[..50_000], bytes[150_000..]);
+        assert_eq!(read_aside(&file, 200_000, &mut buffer).expect("reads"), 0);
     }
 
     #[test]

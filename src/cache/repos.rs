@@ -10,12 +10,16 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use tokio_util::sync::CancellationToken;
+
 use super::folder::{Durability, Folder, create_dir, open_existing, sync_dir};
-use crate::oci::{Algorithm, Digest, MediaType, Repository, Tag};
+use super::space::Beside;
+use crate::oci::{Algorithm, Digest, MediaType, Name, Registry, Repository, Tag};
 
 /// A tag or link file is never larger, in bytes; what is larger is not ours.
 const RECORD_BYTES_MAX: u64 = 4 << 10;
@@ -24,6 +28,23 @@ const RECORD_BYTES_MAX: u64 = 4 << 10;
 #[derive(Clone)]
 pub(crate) struct Repos {
     folder: Folder,
+    beside: Beside,
+    /// Held by many who write, or by the one who removes what leads to nothing: between its look and its removal nobody
+    /// writes.
+    writers: Arc<RwLock<()>>,
+}
+
+/// A file of a repository.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Record {
+    /// A tag.
+    Tag(Tag),
+    /// The link of a manifest.
+    Manifest(Digest),
+    /// The link of a blob.
+    Blob(Digest),
+    /// That anybody may see the repository.
+    Public,
 }
 
 /// Where a tag pointed, and when that was last certain.
@@ -50,8 +71,8 @@ struct RawManifest {
 
 impl Repos {
     /// The repositories in this folder.
-    pub(crate) fn new(folder: Folder) -> Self {
-        Self { folder }
+    pub(crate) fn new(folder: Folder, beside: Beside) -> Self {
+        Self { folder, beside, writers: Arc::default() }
     }
 
     /// Where a tag pointed. A file that cannot be understood counts as none: the upstream is asked again.
@@ -71,7 +92,7 @@ impl Repos {
 
     /// Forgets a tag that the upstream says is gone.
     pub(crate) fn remove_tag(&self, repository: &Repository, tag: &Tag) -> io::Result<()> {
-        gone_is_fine(fs::remove_file(self.tags(repository).join(tag.as_str())))
+        self.remove(&self.path(repository, &Record::Tag(tag.clone())))
     }
 
     /// The tags that are held, in lexical order.
@@ -120,7 +141,98 @@ impl Repos {
         if public {
             return self.put(&self.dir(repository), "_public", b"", Durability::Renamed);
         }
-        gone_is_fine(fs::remove_file(self.dir(repository).join("_public")))
+        self.remove(&self.path(repository, &Record::Public))
+    }
+
+    /// Finds every repository, and counts the files of all of them. A stop ends it.
+    pub(crate) fn census(&self, stop: &CancellationToken) -> io::Result<Vec<Repository>> {
+        let root = self.folder.root().join("repos");
+        let (mut found, mut files, mut left) = (Vec::new(), 0, vec![root.clone()]);
+        while let Some(dir) = left.pop() {
+            if stop.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let mut has_records = false;
+            for (name, is_dir) in children(&dir)? {
+                has_records |= name.starts_with('_');
+                if is_dir {
+                    left.push(dir.join(name));
+                } else {
+                    files += 1;
+                }
+            }
+            if has_records && let Some(repository) = repository_of(&root, &dir) {
+                found.push(repository);
+            }
+        }
+        self.beside.records(files);
+        Ok(found)
+    }
+
+    /// Every file of a repository. Those with names that are none of ours are passed over.
+    pub(crate) fn records(&self, repository: &Repository) -> io::Result<Vec<Record>> {
+        let mut records = self.list_tags(repository)?.into_iter().map(Record::Tag).collect::<Vec<_>>();
+        records.extend(self.manifests(repository)?.into_iter().map(Record::Manifest));
+        records.extend(self.blobs(repository)?.into_iter().map(Record::Blob));
+        records.extend(self.is_public(repository)?.then_some(Record::Public));
+        Ok(records)
+    }
+
+    /// How long ago a record was written; nothing when it is not there, or has a time that is still to come.
+    pub(crate) fn age(&self, repository: &Repository, record: &Record) -> Option<Duration> {
+        fs::symlink_metadata(self.path(repository, record)).ok()?.modified().ok()?.elapsed().ok()
+    }
+
+    /// Nobody writes a record as long as this is held.
+    pub(crate) fn still(&self) -> RwLockWriteGuard<'_, ()> {
+        self.writers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody holds [`Repos::still`].
+    #[cfg(test)]
+    pub(crate) fn is_still(&self) -> bool {
+        self.writers.try_read().is_err()
+    }
+
+    /// Removes a record. For the holder of [`Repos::still`], who has looked at it since.
+    pub(crate) fn remove_still(&self, _still: &RwLockWriteGuard<'_, ()>, repository: &Repository, record: &Record) -> io::Result<()> {
+        self.remove(&self.path(repository, record))
+    }
+
+    /// Removes the folders of a repository that have nothing in them.
+    pub(crate) fn remove_empty_dirs(&self, repository: &Repository) {
+        let dir = self.dir(repository);
+        let mut dirs = vec![dir.join("_tags")];
+        for kind in ["_manifests", "_blobs"] {
+            dirs.extend(Algorithm::ALL.map(|algorithm| dir.join(kind).join(algorithm.as_str())));
+            dirs.push(dir.join(kind));
+        }
+        let root = self.folder.root().join("repos");
+        dirs.extend(dir.ancestors().take_while(|ancestor| *ancestor != root).map(Path::to_owned));
+        // Whoever writes makes the folder first.
+        let _still = self.still();
+        for dir in dirs {
+            // One that has something in it cannot be removed, which is as it should be.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+
+    fn path(&self, repository: &Repository, record: &Record) -> PathBuf {
+        match record {
+            Record::Tag(tag) => self.tags(repository).join(tag.as_str()),
+            Record::Manifest(digest) => self.link(repository, "_manifests", digest),
+            Record::Blob(digest) => self.link(repository, "_blobs", digest),
+            Record::Public => self.dir(repository).join("_public"),
+        }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Ok(()) => self.beside.record_removed(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn dir(&self, repository: &Repository) -> PathBuf {
@@ -158,6 +270,7 @@ impl Repos {
     }
 
     fn put(&self, dir: &Path, name: &str, bytes: &[u8], durability: Durability) -> io::Result<()> {
+        let _writing = self.writers.read().unwrap_or_else(PoisonError::into_inner);
         if !dir.is_dir() {
             create_dir(dir)?;
             // Every folder on the way may be new: each name must be durable for the file to be found.
@@ -166,7 +279,13 @@ impl Repos {
                 sync_dir(ancestor)?;
             }
         }
-        self.folder.publish(&dir.join(name), bytes, durability)
+        let path = dir.join(name);
+        let is_new = !path.exists();
+        self.folder.publish(&path, bytes, durability)?;
+        if is_new {
+            self.beside.record_added();
+        }
+        Ok(())
     }
 }
 
@@ -185,17 +304,30 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+/// The names in a folder, and whether each is a folder; none where there is no folder.
+fn children(dir: &Path) -> io::Result<Vec<(String, bool)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let child = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), entry.file_type()?.is_dir()))
+    };
+    entries.map(child).collect()
+}
+
+/// Whose folder this is.
+fn repository_of(root: &Path, dir: &Path) -> Option<Repository> {
+    let (registry, name) = dir.strip_prefix(root).ok()?.to_str()?.split_once('/')?;
+    Some(Repository { registry: Registry::parse(registry).ok()?, name: Name::parse(name).ok()? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Name, Registry};
+    use crate::observe::Metrics;
 
     fn repository(name: &str) -> Repository {
         Repository { registry: Registry::parse("registry.example:5000").expect("valid"), name: Name::parse(name).expect("valid") }
@@ -204,7 +336,7 @@ mod tests {
     #[test]
     fn tags_and_links_are_found_again_and_only_in_their_repository() {
         let dir = tempfile::tempdir().expect("a folder");
-        let repos = Repos::new(Folder::open(dir.path()).expect("opens"));
+        let repos = Repos::new(Folder::open(dir.path()).expect("opens"), Beside::new(Metrics::new()));
         let (outer, inner) = (repository("a"), repository("a/b"));
         let tag = Tag::parse("_x").expect("valid");
         let digest = Digest::sha256_of(b"manifest");
@@ -228,7 +360,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_ours_counts_as_none() {
         let dir = tempfile::tempdir().expect("a folder");
-        let repos = Repos::new(Folder::open(dir.path()).expect("opens"));
+        let repos = Repos::new(Folder::open(dir.path()).expect("opens"), Beside::new(Metrics::new()));
         let (repository, tag) = (repository("a"), Tag::parse("x").expect("valid"));
         let record = TagRecord { digest: Digest::sha256_of(b""), checked: UNIX_EPOCH };
         repos.set_tag(&repository, &tag, &record, Durability::Renamed).expect("writes");

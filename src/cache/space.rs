@@ -4,6 +4,7 @@
 //! when its holder is dropped.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,19 @@ const LEAVE_FREE_MAX: u64 = 1 << 30;
 /// How long a blob waits at the start for the count of what is held, before it goes through without being stored.
 const COUNT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a tag or link takes on the disk: a block, however few bytes are in it.
+const RECORD_BYTES: u64 = 4 << 10;
+
+/// What the data folder holds besides blobs: it takes its part of the limit too. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Beside(Arc<BesideInner>);
+
+struct BesideInner {
+    records: AtomicU64,
+    quarantined: AtomicU64,
+    metrics: Metrics,
+}
+
 /// The account of the disk. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Space(Arc<Inner>);
@@ -30,6 +44,7 @@ struct Inner {
     root: PathBuf,
     counts: Mutex<Counts>,
     counted: watch::Sender<bool>,
+    beside: Beside,
     metrics: Metrics,
 }
 
@@ -67,19 +82,27 @@ impl Space {
     pub(crate) fn new(max: u64, root: PathBuf, total: u64, metrics: Metrics) -> Self {
         let leave_free = (total / LEAVE_FREE_PART).min(LEAVE_FREE_MAX);
         let (counts, counted) = (Mutex::default(), watch::Sender::new(false));
-        Self(Arc::new(Inner { max, leave_free, root, counts, counted, metrics }))
+        let beside = Beside::new(metrics.clone());
+        Self(Arc::new(Inner { max, leave_free, root, counts, counted, beside, metrics }))
+    }
+
+    /// The account of what is no blob.
+    pub(crate) fn beside(&self) -> &Beside {
+        &self.0.beside
     }
 
     /// Asks for `bytes`. A call to the file system: not for a runtime's worker.
     pub(crate) fn ask(&self, bytes: u64) -> Ask {
         let inner = &*self.0;
-        if bytes > inner.max {
+        // Eviction frees nothing of what lies beside the blobs.
+        let max = inner.max.saturating_sub(inner.beside.bytes());
+        if bytes > max {
             return Ask::TooLarge;
         }
         // What cannot be measured is found out by writing.
         let free = free_bytes(&inner.root).unwrap_or(u64::MAX);
         let mut counts = self.lock();
-        let over_limit = counts.held.saturating_add(counts.promised).saturating_add(bytes).saturating_sub(inner.max);
+        let over_limit = counts.held.saturating_add(counts.promised).saturating_add(bytes).saturating_sub(max);
         // What was promised before has been allocated by now, so the file system has counted it.
         let over_disk = bytes.saturating_add(inner.leave_free).saturating_sub(free);
         let short = over_limit.max(over_disk);
@@ -137,6 +160,48 @@ impl Space {
     }
 }
 
+impl Beside {
+    /// Nothing yet.
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self(Arc::new(BesideInner { records: AtomicU64::new(0), quarantined: AtomicU64::new(0), metrics }))
+    }
+
+    /// All of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let inner = &*self.0;
+        inner.records.load(Ordering::Relaxed).saturating_mul(RECORD_BYTES).saturating_add(inner.quarantined.load(Ordering::Relaxed))
+    }
+
+    /// A tag or link was written that was not there.
+    pub(crate) fn record_added(&self) {
+        self.0.records.fetch_add(1, Ordering::Relaxed);
+        self.tell();
+    }
+
+    /// A tag or link was removed.
+    pub(crate) fn record_removed(&self) {
+        // Not below zero, whatever was removed by hand before it was counted.
+        let _ = self.0.records.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |records| Some(records.saturating_sub(1)));
+        self.tell();
+    }
+
+    /// So many tags and links there are.
+    pub(crate) fn records(&self, records: u64) {
+        self.0.records.store(records, Ordering::Relaxed);
+        self.tell();
+    }
+
+    /// So many bytes are in quarantine.
+    pub(crate) fn quarantined(&self, bytes: u64) {
+        self.0.quarantined.store(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.0.metrics.beside_bytes(self.bytes());
+    }
+}
+
 impl Promise {
     /// The promised bytes are now held.
     pub(crate) fn keep(mut self, size: u64) {
@@ -191,6 +256,24 @@ mod tests {
         space.gone(30);
         drop(given(space.ask(40)));
         drop(given(space.ask(40)));
+    }
+
+    #[test]
+    fn what_lies_beside_the_blobs_takes_its_part_of_the_limit() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let space = Space::new(10 * RECORD_BYTES, dir.path().to_owned(), 0, Metrics::new());
+        space.beside().record_added();
+        space.beside().record_added();
+        space.beside().quarantined(2 * RECORD_BYTES);
+        assert!(matches!(space.ask(6 * RECORD_BYTES + 1), Ask::TooLarge), "evicting everything would not help");
+        given(space.ask(5 * RECORD_BYTES)).keep(5 * RECORD_BYTES);
+        assert!(matches!(space.ask(2 * RECORD_BYTES), Ask::Evict(RECORD_BYTES)));
+        space.beside().record_removed();
+        drop(given(space.ask(2 * RECORD_BYTES)));
+        for _ in 0..3 {
+            space.beside().record_removed();
+        }
+        assert_eq!(space.beside().bytes(), 2 * RECORD_BYTES);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,12 +6,12 @@ use super::*;
 
 fn open(dir: &std::path::Path, max_size: u64, stop: &CancellationToken) -> (Cache, TaskTracker) {
     let tasks = TaskTracker::new();
-    let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(max_size), memory: 0 };
+    let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(max_size), memory: 0, patrol: 0, tag_life: Duration::ZERO };
     (Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens"), tasks)
 }
 
 /// Keeps a blob of so many bytes.
-async fn keep(cache: &Cache, fill: u8, size: usize) -> Digest {
+pub(super) async fn keep(cache: &Cache, fill: u8, size: usize) -> Digest {
     use std::os::unix::fs::FileExt;
     let bytes = vec![fill; size];
     let digest = Digest::sha256_of(&bytes);

@@ -32,6 +32,15 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     bytes(text).ok_or_else(|| format!("{text:?} is not a size; write for example 64MiB"))
 }
 
+/// Bytes a second: a size, or a plain 0 for never, which means the same in every unit.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        Ok(0)
+    } else {
+        bytes(text).ok_or_else(|| format!("{text:?} is not a number of bytes a second; write for example 4MiB, or 0 for never"))
+    }
+}
+
 /// A size above zero, or a share of the file system.
 pub(super) fn max_size(text: &str) -> Result<MaxSize, String> {
     if let Some(percent) = text.strip_suffix('%') {
@@ -200,6 +209,16 @@ mod tests {
         }
         for text in ["", "50", "50GB5", "GiB", "-1GiB", "1.2.3GiB", "50 giraffes", "50%", "16EiB", "99999999999999EB", "é"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_a_size_or_nothing() {
+        for (text, bytes) in [("4MiB", 4 << 20), ("0", 0), ("0B", 0), ("100kB", 100_000)] {
+            assert_eq!(rate(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "4", "never", "4MiB/s", "-1MiB"] {
+            assert!(rate(text).is_err(), "{text}");
         }
     }
 

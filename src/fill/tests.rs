@@ -100,7 +100,13 @@ impl World {
     async fn new(max_size: u64) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (metrics, tasks, stop) = (Metrics::new(), TaskTracker::new(), CancellationToken::new());
-        let config = Config { dir: dir.path().to_owned(), max_size: MaxSize::Bytes(max_size), memory: 1 << 20 };
+        let config = Config {
+            dir: dir.path().to_owned(),
+            max_size: MaxSize::Bytes(max_size),
+            memory: 1 << 20,
+            patrol: 0,
+            tag_life: std::time::Duration::ZERO,
+        };
         let cache = Cache::open(&config, metrics.clone(), tasks.clone(), stop.clone()).expect("opens");
         let limits = Limits { tries: 3, ..Limits::default() };
         let windows = Windows::new(&limits);

@@ -4,8 +4,10 @@ mod cap; // what is held and what is arriving never pass max_size; what does not
 mod full; // a full disk breaks no pull
 mod index; // removed, noise, half written: the mirror starts and serves
 mod kill; // kill -9 at any moment leaves whole blobs and nothing else
+mod patrol; // what rots is found before anybody asks for it
 mod rot; // a file that changed is seen, set aside and fetched again
 mod start; // a start that fails says why in one line and leaves nothing running
+mod sweep; // tags and links that lead to nothing go, and no others
 
 use std::collections::HashMap;
 use std::fs;

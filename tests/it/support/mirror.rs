@@ -67,7 +67,7 @@ impl Builder {
             tuning: patient(),
         };
         let data = text(&builder.data().display().to_string());
-        builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data)
+        builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data).patrol("0")
     }
 
     /// With one more endpoint of the registry that clients call `name`. A registry over TLS is trusted by the authority of
@@ -126,6 +126,11 @@ impl Builder {
     /// With `max_size`, such as `10MiB`.
     pub fn max_size(self, size: &str) -> Self {
         self.set("cache", "max_size", &text(size))
+    }
+
+    /// With `patrol`, such as `1MiB`; without, a mirror of the kit has none: who damages a file decides who finds it.
+    pub fn patrol(self, bytes_a_second: &str) -> Self {
+        self.set("cache", "patrol", &text(bytes_a_second))
     }
 
     /// That contacts no upstream.
