@@ -130,7 +130,7 @@ impl Cache {
     /// A file was hashed and is not what it should be: it is set aside, unless it was replaced meanwhile. Blocks.
     fn found_rotten(&self, file: &BlobFile) -> Seen {
         // Whoever fetches or verifies it knows better, and waits as long as the permit is ours.
-        let Role::Writer(_permit) = self.0.flights.join(&file.digest) else { return Seen::Gone };
+        let Role::Writer(_permit) = self.0.flights.join(&file.digest, 0) else { return Seen::Gone };
         // A good one in its place would have to be verified again if it were moved there and back.
         let is_there = matches!(self.0.blobs.open(&file.digest), Ok(Some(current)) if current.stamp == file.stamp);
         if is_there && self.set_aside(file) { Seen::Rotten } else { Seen::Gone }

@@ -196,7 +196,7 @@ async fn what_arrives_is_no_finding_and_what_has_arrived_is_sound() {
     let place = Place::open(dir.path()).await;
     let bytes = vec![7; 300_000];
     let digest = Digest::sha256_of(&bytes);
-    let kept = place.cache.admit(Some(300_000)).await.expect("room");
+    let kept = place.cache.admit(300_000).await.expect("room");
     kept.file().write_all_at(&bytes[..1000], 0).expect("writes");
     let place = place.patrolled(MIB);
     place.round(1).await;
@@ -215,7 +215,7 @@ async fn a_bad_file_that_somebody_else_replaces_or_looks_at_is_left_to_them() {
     let digest = keep(&place.cache, 1, 100_000).await;
     place.rot(&digest);
     let bad = place.cache.0.blobs.open(&digest).expect("opens").expect("is there");
-    let Role::Writer(permit) = place.cache.0.flights.join(&digest) else { panic!("nobody has it") };
+    let Role::Writer(permit) = place.cache.0.flights.join(&digest, 0) else { panic!("nobody has it") };
     assert_eq!(place.cache.found_rotten(&bad), Seen::Gone);
     place.cache.set_aside(&bad);
     keep(&place.cache, 1, 100_000).await;

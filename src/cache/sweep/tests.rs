@@ -90,7 +90,7 @@ async fn only_what_is_old_and_leads_to_nothing_goes() {
     let dir = tempfile::tempdir().expect("a folder");
     let cache = open(dir.path()).await;
     let (held, lost, arriving) = (keep(&cache, 1, 100_000).await, Digest::sha256_of(b"lost"), Digest::sha256_of(b"arriving"));
-    let Role::Writer(_permit) = cache.0.flights.join(&arriving) else { panic!("nobody has it") };
+    let Role::Writer(_permit) = cache.0.flights.join(&arriving, 0) else { panic!("nobody has it") };
     let (outer, inner) = (repository("a"), repository("a/b"));
     let now = SystemTime::now();
     for (name, digest, checked) in [
@@ -179,7 +179,7 @@ async fn what_comes_back_between_the_look_and_the_removal_stays() {
         set_tag(&cache, &owner, name.as_str(), digest, SystemTime::now() - 11 * DAY);
         link(&cache, &owner, &digest);
         age(&dir.path().join("repos"));
-        let kept = cache.admit(Some(bytes.len() as u64)).await;
+        let kept = cache.admit(bytes.len() as u64).await;
         for record in [record.clone(), Record::Manifest(digest)] {
             assert!(cache.leads_nowhere(&owner, &record), "{record:?}");
         }
