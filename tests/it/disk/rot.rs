@@ -38,9 +38,8 @@ fn flip(path: &Path, at: u64) {
 fn remove(folder: &Path) {
     while let Err(e) = fs::remove_dir_all(folder) {
         match e.kind() {
-            ErrorKind::DirectoryNotEmpty => {}
             ErrorKind::NotFound if !folder.exists() => return,
-            ErrorKind::NotFound => {}
+            ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound => {}
             _ => panic!("{} cannot be removed: {e}", folder.display()),
         }
     }
