@@ -25,7 +25,7 @@ async fn a_file_that_changed_since_it_was_verified_tells_no_size() {
     }
 
     // The files are as they were, but nobody knows it any more; a manifest's word and the file agree.
-    let scene = scene.restart(|builder| without_index(builder)).await;
+    let scene = scene.restart(without_index).await;
     assert_eq!(told(&head(scene.url(&named)).send().await), (200, Some(LEN), true));
     assert_eq!(told(&head(scene.url(&unnamed)).send().await), (200, Some(LEN), false));
 
