@@ -7,6 +7,7 @@ mod lie; // lengths, encodings and bytes that are not what they should be
 mod limit; // 429
 mod manifest; // manifests that cannot be used
 mod outage; // down, refused, 5xx, hanging, bad certificates; one of several endpoints
+mod reach; // names, handshakes and ways that lead nowhere, or back here
 mod target; // realms and redirects that lead where nobody should go
 mod token; // challenges and token services that fail
 

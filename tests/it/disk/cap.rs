@@ -4,6 +4,7 @@ use super::{REPO, file_of, used};
 use crate::support::client::{Raw, Stream, get, pull};
 use crate::support::gate::Gate;
 use crate::support::mirror::{Builder, Mirror};
+use crate::support::patience::within;
 use crate::support::registry::{Blob, Fault, Image, Registry};
 use crate::support::{KIB, MIB};
 
@@ -225,6 +226,12 @@ async fn a_cache_of_almost_nothing_serves_everything() {
         assert_eq!(pull(&mirror.url(), REPO, "latest").await.map(|pulled| pulled.digest), Ok(image.digest));
     }
     mirror.settled().await;
-    assert!(used(&mirror.settings().data()) <= 100);
+    // The tag's own small file comes behind the answer, by way of tmp/.
+    let small = async {
+        while used(&mirror.settings().data()) > 100 {
+            mirror.settled().await;
+        }
+    };
+    within("nothing but what may be held", Box::pin(small)).await;
     mirror.stop().await.audit().assert_sound().assert_temporary(0);
 }

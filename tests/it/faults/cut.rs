@@ -203,6 +203,24 @@ async fn an_answer_that_does_not_begin_is_a_quick_refusal() {
 }
 
 #[tokio::test]
+async fn a_resumption_that_is_not_answered_is_asked_for_again() {
+    let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(1);
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(quick));
+    let held = scene.hold("held").await;
+    for (seed, kind) in [(1, Kind::Cdn), (2, Kind::Blob)] {
+        let (blob, never) = (scene.push(seed, LEN), Gate::closed());
+        once(&scene, &blob, Fault::cut(HALF));
+        scene.hub.on(kind.of(blob.digest), Fault::wait(&never).skip(usize::from(kind == Kind::Blob)).once());
+        let client = tokio::spawn(scene.get(&blob).fetch());
+        never.reached(1).await;
+        scene.serves_what_it_holds(&held, "held").await;
+        assert_whole(&client.await.unwrap(), &blob);
+        assert_eq!(scene.hub.bytes_of(&blob.digest), LEN, "no byte twice:\n{}", scene.hub.story());
+    }
+    scene.is_sound().await;
+}
+
+#[tokio::test]
 async fn a_body_without_a_length_is_whole_when_its_hash_is() {
     let scene = Scene::new().await;
     for (seed, fault, len) in

@@ -1,6 +1,6 @@
 use crate::support::client::{get, pull};
 use crate::support::gate::Gate;
-use crate::support::registry::{Builder, Fault, Image, Kind, Port, Want};
+use crate::support::registry::{Announced, Builder, Fault, Image, Kind, Port, Want};
 use crate::support::scene::{REPO, Scene, assert_refused, assert_whole};
 
 /// A repository for which no token is here yet.
@@ -112,6 +112,22 @@ async fn a_token_for_one_request_is_enough_for_a_pull() {
     scene.hub.image(REPO, "latest", Image::layers([1000, 2000, 3000]));
     pull(&scene.mirror.url(), REPO, "latest").await.unwrap_or_else(|error| panic!("{error}\n{}", scene.hub.story()));
     scene.is_sound().await;
+}
+
+#[tokio::test]
+async fn a_token_of_any_announced_life_is_enough_for_a_pull() {
+    for life in [Announced::Nothing, Announced::Seconds(0), Announced::Seconds(-1), Announced::Seconds(i64::MAX)] {
+        let hub = Builder::hub().quirks(|quirks| quirks.expires_in = life).start().await;
+        let scene = Scene::with(hub, |builder| builder);
+        scene.hub.image(REPO, "latest", Image::layers([1000, 2000, 3000]));
+        pull(&scene.mirror.url(), REPO, "latest").await.unwrap_or_else(|error| panic!("{error}\n{}", scene.hub.story()));
+        // Whatever it said of its life, it is refused now; the pull does not notice.
+        scene.hub.revoke_tokens();
+        scene.hub.image(REPO, "next", Image::layers([4000]).seed(4));
+        pull(&scene.mirror.url(), REPO, "next").await.unwrap_or_else(|error| panic!("{error}\n{}", scene.hub.story()));
+        assert!(scene.hub.count(Kind::Token) <= 8, "{}", scene.hub.story());
+        scene.is_sound().await;
+    }
 }
 
 #[tokio::test]

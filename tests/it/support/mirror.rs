@@ -84,6 +84,12 @@ impl Builder {
         self
     }
 
+    /// With these endpoints in place of all.
+    pub fn endpoints(mut self, name: &str, urls: &[&str]) -> Self {
+        self.endpoints.insert(name.into(), urls.iter().map(|&url| url.into()).collect());
+        self
+    }
+
     /// With one more host that may issue tokens.
     pub fn auth_host(mut self, name: &str, host: &str) -> Self {
         self.auth_hosts.entry(name.into()).or_default().insert(host.into());
