@@ -8,6 +8,7 @@ mod patrol; // what rots is found before anybody asks for it
 mod rot; // a file that changed is seen, set aside and fetched again
 mod start; // a start that fails says why in one line and leaves nothing running
 mod sweep; // tags and links that lead to nothing go, and no others
+mod step; // killed before each single step that changes the disk
 
 use std::collections::HashMap;
 use std::fs;

@@ -7,10 +7,12 @@
 pub mod audit;
 pub mod client;
 pub mod gate;
+pub mod inject;
 pub mod mirror;
 pub mod patience;
 pub mod registry;
 pub mod scene;
+pub mod tally;
 pub mod tls;
 
 /// Bytes in a KiB.

@@ -28,7 +28,7 @@ fn open(file: &Path) -> fs::File {
     OpenOptions::new().read(true).write(true).open(file).unwrap()
 }
 
-fn flip(path: &Path, at: u64) {
+pub(super) fn flip(path: &Path, at: u64) {
     let (file, mut byte) = (open(path), [0]);
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();

@@ -7,11 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use millpond::config::{Config, File, Sources, load};
 use millpond::serve::Tuning;
 use tempfile::TempDir;
+use tokio::process::Command;
 use url::Url;
 
 use super::audit::{Audit, audit};
@@ -57,8 +59,18 @@ fn patient() -> Tuning {
 impl Builder {
     /// With an empty data folder, in front of nothing.
     pub fn new() -> Self {
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    /// As [`Builder::new`], in memory where this machine has a folder for that: for a test that starts the program a hundred times
+    /// and ends it by other things than the power.
+    pub fn in_memory() -> Self {
+        Self::at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn at(home: TempDir) -> Self {
         let builder = Self {
-            home: Arc::new(tempfile::tempdir().unwrap()),
+            home: Arc::new(home),
             lines: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             auth_hosts: BTreeMap::new(),
@@ -230,7 +242,28 @@ impl Builder {
 
     /// Starts the program.
     pub async fn spawn(self) -> Process {
-        Process::start(self).await
+        Process::start(self, |_| ()).await
+    }
+
+    /// Starts the program with what `dress` adds to its command.
+    pub async fn spawn_with(self, dress: impl FnOnce(&mut Command)) -> Process {
+        Process::start(self, dress).await
+    }
+
+    /// As [`Builder::spawn_with`], where the program may end before it serves.
+    pub async fn try_spawn_with(self, dress: impl FnOnce(&mut Command)) -> Result<Process, ExitStatus> {
+        Process::try_start(self, dress).await
+    }
+
+    /// What `millpond verify` says of the folder: what it prints, when it does not end with exit code 0.
+    pub async fn verify(&self) -> Result<(), String> {
+        let file = self.home().join("verify.toml");
+        std::fs::write(&file, self.toml()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.arg("verify").arg("--config").arg(&file).env_clear().env("HOME", self.home()).kill_on_drop(true);
+        let output = within("the end of an audit", command.output()).await.unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        if output.status.code() == Some(0) { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
     }
 
     fn home(&self) -> &Path {

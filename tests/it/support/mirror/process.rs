@@ -21,17 +21,36 @@ pub struct Process {
 }
 
 impl Process {
-    pub(super) async fn start(settings: Builder) -> Self {
+    pub(super) async fn start(settings: Builder, dress: impl FnOnce(&mut Command)) -> Self {
+        let (child, mut output) = Self::launch(&settings, dress);
+        let address = next_address(&mut output).await.expect(ENDED);
+        let admin = next_address(&mut output).await.expect(ENDED);
+        Self::at(settings, child, output, address, admin)
+    }
+
+    /// Starts it where it may not come to serve; how it ended then.
+    pub(super) async fn try_start(settings: Builder, dress: impl FnOnce(&mut Command)) -> Result<Self, ExitStatus> {
+        let (mut child, mut output) = Self::launch(&settings, dress);
+        let (Some(address), Some(admin)) = (next_address(&mut output).await, next_address(&mut output).await) else {
+            return Err(within("the end of the program", child.wait()).await.unwrap());
+        };
+        Ok(Self::at(settings, child, output, address, admin))
+    }
+
+    fn launch(settings: &Builder, dress: impl FnOnce(&mut Command)) -> (Child, Lines<BufReader<ChildStdout>>) {
         let file = settings.home().join("mirror.toml");
         std::fs::write(&file, settings.toml()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
         command.arg("serve").arg("--config").arg(&file).current_dir(settings.home());
         // Nothing of this machine is to be found, neither settings nor proxies.
         command.env_clear().env("HOME", settings.home()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        dress(&mut command);
         let mut child = command.spawn().unwrap();
-        let mut output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let address = next_address(&mut output).await;
-        let admin = next_address(&mut output).await;
+        let output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        (child, output)
+    }
+
+    fn at(settings: Builder, child: Child, output: Lines<BufReader<ChildStdout>>, address: SocketAddr, admin: SocketAddr) -> Self {
         let place = Place { address, admin, tls: settings.lines.contains_key("server.tls") };
         Self { place, settings, child, _output: output }
     }
@@ -46,6 +65,16 @@ impl Process {
     pub async fn kill(mut self) -> Builder {
         within("the end of the program", self.child.kill()).await.unwrap();
         self.settings.clone()
+    }
+
+    /// Waits until it has ended by something else.
+    pub async fn ended(mut self) -> (ExitStatus, Builder) {
+        (within("the end of the program", self.child.wait()).await.unwrap(), self.settings.clone())
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it was not waited for")
     }
 
     /// Any signal.
@@ -68,13 +97,14 @@ impl Deref for Process {
     }
 }
 
-/// The next bound address that the program prints: that of the registry API first.
-async fn next_address(output: &mut Lines<BufReader<ChildStdout>>) -> SocketAddr {
+const ENDED: &str = "the program ended before it had bound its addresses; see its log above";
+
+/// The next bound address that the program prints: that of the registry API first. None when it has ended.
+async fn next_address(output: &mut Lines<BufReader<ChildStdout>>) -> Option<SocketAddr> {
     loop {
-        let line = within("an address from the program", output.next_line()).await.unwrap();
-        let line = line.expect("the program ended before it had bound its addresses; see its log above");
+        let line = within("an address from the program", output.next_line()).await.unwrap()?;
         if let Some(address) = address_in(&line) {
-            return address;
+            return Some(address);
         }
     }
 }
