@@ -20,6 +20,7 @@ use crate::oci::{Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Repository, Ta
 
 mod admit;
 mod audit;
+mod blamed;
 mod blobs;
 mod evict;
 mod flight;

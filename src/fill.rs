@@ -291,9 +291,10 @@ impl<S: Source> Fill<S> {
         // Of two that contradict each other neither is believed: the hash says where the end is.
         self.size = opened.size.filter(|_| !self.contradicts(&opened));
         let cache = &self.context.cache;
-        let place = match self.size {
-            Some(size) => cache.admit(size).await,
-            None => cache.admit_unsized(self.expected).await,
+        let place = match (Cache::may_store(&self.permit), self.size) {
+            (Err(reason), _) => Err(reason),
+            (Ok(()), Some(size)) => cache.admit(size).await,
+            (Ok(()), None) => cache.admit_unsized(self.expected).await,
         };
         match place {
             Ok(kept) => {

@@ -12,9 +12,9 @@ use hyper::{Method, Request};
 use crate::access::{self, Access, Verdict};
 use crate::listen::{self, Client};
 use crate::observe::{Kind, Line, Metrics, Outcome, Subject};
-use crate::oci::Registry;
-use crate::pull::{Asker, Pull};
-use crate::reply::{self, Asked, Problem, Response};
+use crate::oci::{Digest, Registry, Repository};
+use crate::pull::{Asker, BlobAnswer, Pull};
+use crate::reply::{self, Again, Asked, Content, Problem, Response};
 use crate::route::{Known, Route, Routed, route};
 use crate::upstream::Upstreams;
 
@@ -102,7 +102,8 @@ impl Handler {
             }
             Route::Blob(repository, digest) => {
                 let answer = self.pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
-                reply::blob(answer, digest, asked).await?
+                let again = self.again(asker, repository, digest);
+                reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
             }
             Route::Tags { repository, n, last } => {
                 let answer = self.pull.tags(asker, repository, *n, last.as_deref()).await?;
@@ -113,6 +114,24 @@ impl Handler {
             Route::Referrers { repository, digest, artifact_types } => {
                 reply::referrers(self.pull.referrers(asker, repository, digest, artifact_types).await?)
             }
+        })
+    }
+}
+
+impl Handler {
+    /// How a body asks for its blob anew when the disk fails it.
+    fn again(&self, asker: Asker, repository: &Repository, digest: &Digest) -> Again {
+        let (pull, repository, digest) = (self.pull.clone(), repository.clone(), *digest);
+        Arc::new(move |at| {
+            let (pull, repository) = (pull.clone(), repository.clone());
+            Box::pin(async move {
+                match pull.blob(asker, &repository, &digest, at, false).await.ok()?.content {
+                    BlobAnswer::Memory(bytes) => Some(Content::Memory(bytes)),
+                    BlobAnswer::Whole(blob) => Some(Content::Whole(blob)),
+                    BlobAnswer::Growing(growing) => Some(Content::Growing(growing)),
+                    BlobAnswer::Size(_) => None,
+                }
+            })
         })
     }
 }

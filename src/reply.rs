@@ -20,7 +20,7 @@ use crate::route::NoRoute;
 mod body;
 mod range;
 
-pub use body::{Body, BodyError, Content};
+pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
 
 /// A response, ready to be sent.

@@ -9,6 +9,7 @@ use rustix::fs::FallocateFlags;
 
 use super::Cache;
 use super::evict::{Candidate, Plan};
+use super::flight::Permit;
 use super::folder::Temp;
 use super::index::Entry;
 use super::keep::now;
@@ -60,6 +61,9 @@ pub(crate) enum NotStored {
     /// The disk, or eviction.
     #[error("making room for it takes too long")]
     Slow,
+    /// The disk took the last transfer of it, and did not give it back.
+    #[error("the disk cannot be read")]
+    Unreadable,
     /// The disk.
     #[error("the disk refuses it: {0}")]
     Disk(#[from] io::Error),
@@ -78,6 +82,11 @@ impl Kept {
 }
 
 impl Cache {
+    /// Whether what this permit allows to fetch is to be stored at all.
+    pub(crate) fn may_store(permit: &Permit) -> Result<(), NotStored> {
+        if permit.avoids_disk() { Err(NotStored::Unreadable) } else { Ok(()) }
+    }
+
     /// A place for a blob of so many bytes: evicts what it must. An error says that the blob is not to be stored.
     pub(crate) async fn admit(&self, size: u64) -> Result<Kept, NotStored> {
         self.in_time(self.make_place(Some(size), size, size)).await

@@ -10,13 +10,17 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::blamed::Blamed;
 use super::blobs::BlobFile;
-use super::growing::{Growing, Writer, growing};
+use super::growing::{Growing, Writer, growing_on};
 use crate::oci::Digest;
 
 /// The blobs that are arriving now.
 #[derive(Clone, Default)]
-pub(crate) struct Flights(Arc<Mutex<HashMap<Digest, Growing>>>);
+pub(crate) struct Flights {
+    arriving: Arc<Mutex<HashMap<Digest, Growing>>>,
+    blamed: Blamed,
+}
 
 /// The one right to fetch a blob. It is consumed by a fill; dropping it frees the digest and fails those who wait.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub struct Permit {
     writer: Writer,
     flights: Flights,
     suspect: Option<BlobFile>,
+    avoids_disk: bool,
 }
 
 impl std::fmt::Debug for Flights {
@@ -46,9 +51,10 @@ impl Flights {
         if let Some(growing) = flights.get(digest).filter(|growing| growing.serves_from(from)) {
             return Role::Reader(growing.clone());
         }
-        let (writer, growing) = growing(*digest);
+        let (writer, growing) = growing_on(*digest, &self.blamed);
         flights.insert(*digest, growing);
-        Role::Writer(Permit { writer, flights: self.clone(), suspect: None })
+        let avoids_disk = self.blamed.has(digest);
+        Role::Writer(Permit { writer, flights: self.clone(), suspect: None, avoids_disk })
     }
 
     /// The transfer of a digest, if there is one that can be read from there.
@@ -68,7 +74,7 @@ impl Flights {
 
     // Held for a map operation only, never across an await.
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Growing>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,6 +109,11 @@ impl Permit {
     /// The file to verify first.
     pub(crate) fn take_suspect(&mut self) -> Option<BlobFile> {
         self.suspect.take()
+    }
+
+    /// The disk did not give a transfer of this blob back a moment ago: this one is not to be stored.
+    pub(crate) fn avoids_disk(&self) -> bool {
+        self.avoids_disk
     }
 
     /// The writer's side.

@@ -8,8 +8,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
 
@@ -26,6 +26,8 @@ struct Inner {
     root: PathBuf,
     serial: AtomicU64,
     boot: u64,
+    /// Temporary files that nobody needs and the disk would not remove.
+    orphans: Mutex<Vec<PathBuf>>,
     // Held open for as long as the process uses the folder: the kernel frees the lock with it, also after kill -9.
     lock: File,
 }
@@ -79,7 +81,7 @@ impl Folder {
             Err(fs::TryLockError::WouldBlock) => return Err(FolderError::Locked(root)),
             Err(fs::TryLockError::Error(source)) => return Err(fail("lock", &lock_path)(source)),
         }
-        let folder = Self(Arc::new(Inner { root, serial: AtomicU64::new(0), boot: fastrand::u64(..), lock }));
+        let folder = Self(Arc::new(Inner { root, serial: AtomicU64::new(0), boot: fastrand::u64(..), orphans: Mutex::default(), lock }));
         let root = folder.root();
         for algorithm in Algorithm::ALL {
             let blobs = root.join("blobs").join(algorithm.as_str());
@@ -122,12 +124,26 @@ impl Folder {
 
     /// A new file in `tmp/`, which is removed unless it is moved into place.
     pub(crate) fn temp(&self) -> io::Result<Temp> {
+        self.remove_orphans();
         let serial = self.0.serial.fetch_add(1, Ordering::Relaxed);
         // The boot number keeps names apart from those of a run whose leftovers could not be removed.
         let path = self.0.root.join("tmp").join(format!("{:016x}-{serial}.part", self.0.boot));
         let create = || options().create_new(true).open(&path);
         let file = with_parent(&path, create)?;
-        Ok(Temp { file: Arc::new(file), path: Some(path) })
+        Ok(Temp { file: Arc::new(file), path: Some(path), folder: self.clone() })
+    }
+
+    /// Whoever makes a new file shows that the disk may be well again.
+    fn remove_orphans(&self) {
+        // Not held across a call to the disk.
+        let orphans = std::mem::take(&mut *self.orphans());
+        let stay = orphans.into_iter().filter(|path| fs::remove_file(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+        let stay = stay.collect::<Vec<_>>();
+        self.orphans().extend(stay);
+    }
+
+    fn orphans(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.0.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a small file in place at once: readers see the old content or the new one, nothing between.
@@ -149,10 +165,10 @@ pub(crate) enum Durability {
 }
 
 /// A file under `tmp/`. Dropping it removes it; [`Temp::move_to`] is the only way to keep it.
-#[derive(Debug)]
 pub(crate) struct Temp {
     file: Arc<File>,
     path: Option<PathBuf>,
+    folder: Folder,
 }
 
 impl Temp {
@@ -169,7 +185,8 @@ impl Temp {
     }
 
     /// fdatasync → rename → fsync of the folder. An error of a sync is final: the kernel may have dropped the pages and
-    /// called them clean, so that a second try would succeed without the data being there.
+    /// called them clean, so that a second try would succeed without the data being there. One of the folder's is no failure:
+    /// the file is in place and whole, and a power cut may take its name away again, which is a miss.
     pub(crate) fn move_to(mut self, path: &Path, durability: Durability) -> io::Result<()> {
         let temp = self.path.as_deref().expect("present until moved");
         if durability == Durability::Synced {
@@ -178,17 +195,28 @@ impl Temp {
         with_parent(path, || fs::rename(temp, path))?;
         self.path = None;
         if durability == Durability::Synced {
-            sync_dir(path.parent().expect("a file lies in a folder"))?;
+            sync_dir(path.parent().expect("a file lies in a folder")).unwrap_or_else(
+                |error| tracing::error!(%error, path = %path.display(), "a name cannot be made durable; a power cut may lose it"),
+            );
         }
         Ok(())
     }
 }
 
+impl std::fmt::Debug for Temp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Temp").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Temp {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // What cannot be removed now is removed at the next start.
-            let _ = fs::remove_file(path);
+        if let Some(path) = self.path.take()
+            && let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            // Later then, or at the next start.
+            self.folder.orphans().push(path);
         }
     }
 }

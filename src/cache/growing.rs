@@ -13,13 +13,14 @@
 use std::any::Any;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
+use super::blamed::Blamed;
 use super::pool;
 use crate::oci::Digest;
 
@@ -106,6 +107,9 @@ struct Shared {
     digest: Digest,
     progress: watch::Sender<Progress>,
     file: OnceLock<Arc<File>>,
+    /// The disk takes what is written and does not give it back.
+    unreadable: AtomicBool,
+    blamed: Blamed,
     window: Mutex<Window>,
     /// Readers of a window tell the writer that they moved on.
     moved: Notify,
@@ -116,9 +120,23 @@ struct Shared {
 pub(crate) struct Writer(Arc<Shared>);
 
 /// A new blob, as its writer and its readers see it.
+#[cfg(test)]
 pub(crate) fn growing(digest: Digest) -> (Writer, Growing) {
+    growing_on(digest, &Blamed::default())
+}
+
+/// As `growing`, on a disk that has failed these before.
+pub(crate) fn growing_on(digest: Digest, blamed: &Blamed) -> (Writer, Growing) {
     let progress = watch::Sender::new(Progress { phase: Phase::Opening, size: None, ready: 0 });
-    let shared = Arc::new(Shared { digest, progress, file: OnceLock::new(), window: Mutex::default(), moved: Notify::new() });
+    let shared = Arc::new(Shared {
+        digest,
+        progress,
+        file: OnceLock::new(),
+        unreadable: AtomicBool::new(false),
+        blamed: blamed.clone(),
+        window: Mutex::default(),
+        moved: Notify::new(),
+    });
     (Writer(shared.clone()), Growing(shared))
 }
 
@@ -190,8 +208,11 @@ impl Growing {
     }
 
     /// Whether a reader that starts at `start` can still be served: of a window that has moved on, what nobody could have had
-    /// yet, for that is forgotten by nobody.
+    /// yet, for that is forgotten by nobody. Of a file that cannot be read, nothing.
     pub(crate) fn serves_from(&self, start: u64) -> bool {
+        if self.0.unreadable.load(Ordering::Acquire) {
+            return false;
+        }
         let ready = self.0.progress.borrow().ready;
         let window = self.0.window();
         window.from.is_none_or(|from| window.start == from || start >= ready)
@@ -279,13 +300,17 @@ impl Reader {
 
     async fn read(&self, file: Arc<File>, max: u64) -> Result<Bytes, Failure> {
         let offset = self.position;
-        let failed = |error: io::Error| Failure::Disk(error.kind());
-        let bytes = match pool::read_now(&file, offset, max).map_err(failed)? {
-            Some(bytes) => bytes,
-            None => tokio::task::spawn_blocking(move || pool::read_blocking(&file, offset, max))
-                .await
-                .map_err(|_| Failure::Abandoned)?
-                .map_err(failed)?,
+        // An error is for the one that may wait: it may have better luck, and says why not.
+        let bytes = if let Ok(Some(bytes)) = pool::read_now(&file, offset, max) {
+            bytes
+        } else {
+            let read = tokio::task::spawn_blocking(move || pool::read_blocking(&file, offset, max)).await;
+            read.map_err(|_| Failure::Abandoned)?.map_err(|error| {
+                tracing::error!(digest = %self.shared.digest, offset, %error, "a blob that is arriving cannot be read from the disk");
+                self.shared.unreadable.store(true, Ordering::Release);
+                self.shared.blamed.add(self.shared.digest);
+                Failure::Disk(error.kind())
+            })?
         };
         if bytes.is_empty() {
             // The writer said that they are there: somebody truncated the file.

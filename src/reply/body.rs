@@ -3,20 +3,32 @@
 //! Promises: a body ends cleanly only when every byte of it was handed over; else it ends with an error, and the
 //! connection breaks short of its Content-Length or without its last chunk. What is told of the request is told when its
 //! body ends, whichever way.
+//!
+//! A disk that cannot be read in the middle of a body is no reason to break it: the content is asked for anew, and the body
+//! goes on where it was. Never over bytes that nobody verified: those of a blob that is arriving are first seen to its end.
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
 use crate::observe::Line;
+
+/// How often a body asks for its content anew: a held file that cannot be read, the transfer that replaces it and cannot be
+/// read either, and the one after that, which does without the disk; and once for luck.
+const AGAIN_MAX: u32 = 4;
+
+/// Asks for a content anew, from an offset on; nothing when it cannot be had.
+pub type Again = Arc<dyn Fn(u64) -> BoxFuture<'static, Option<Content>> + Send + Sync>;
 
 /// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +60,19 @@ pub struct Body {
     /// Bytes still to come, where that is known.
     left: Option<u64>,
     line: Option<Line>,
+    /// Where the current part is, for it to go on there.
+    place: Option<Place>,
+    /// Bytes went out of a blob that is arriving: nobody has verified them yet.
+    unproven: bool,
+    again: Option<Again>,
+    agains: u32,
+}
+
+/// Where a part is in its content.
+struct Place {
+    content: Content,
+    at: u64,
+    end: Option<u64>,
 }
 
 /// A part of a body that has not begun.
@@ -61,6 +86,7 @@ enum Flow {
     Bytes(Bytes),
     File { blob: Blob, at: u64, end: u64, waiting: Option<JoinHandle<io::Result<Bytes>>> },
     Growing(ReusableBoxFuture<'static, (Reader, Result<Option<Bytes>, Failure>)>),
+    Again { asking: BoxFuture<'static, Option<Content>>, why: Option<BodyError> },
 }
 
 impl Body {
@@ -119,6 +145,12 @@ impl Body {
         self
     }
 
+    /// Asks by this for its content anew when the disk fails it.
+    #[must_use]
+    pub fn or_again(self, again: Again) -> Self {
+        Self { again: Some(again), ..self }
+    }
+
     /// The same headers would have been sent with a body: HEAD has none.
     #[must_use]
     pub fn without_bytes(self) -> Self {
@@ -127,24 +159,82 @@ impl Body {
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
+            if let Some(Flow::Again { asking, why }) = &mut self.current {
+                let content = ready!(asking.as_mut().poll(context));
+                let (Some(content), Some(place)) = (content, self.place.take()) else {
+                    return Poll::Ready(why.take().map(Err));
+                };
+                self.unproven = false;
+                self.parts.push_front(Part::Range(content, place.at, place.end));
+                self.current = None;
+            }
             if let Some(flow) = &mut self.current {
                 match ready!(flow.poll(context)) {
-                    Some(result) => return Poll::Ready(Some(result)),
+                    Some(Ok(bytes)) => {
+                        if let Some(place) = &mut self.place {
+                            place.at += bytes.len() as u64;
+                            self.unproven |= matches!(place.content, Content::Growing(_));
+                        }
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                    Some(Err(error)) => match self.come_back(error) {
+                        Ok(()) => continue,
+                        Err(error) => return Poll::Ready(Some(Err(error))),
+                    },
                     None => self.current = None,
                 }
             }
-            match self.parts.pop_front() {
-                Some(part) => match part.begin() {
-                    Ok(flow) => self.current = Some(flow),
-                    Err(failure) => return Poll::Ready(Some(Err(BodyError::Failed(failure)))),
-                },
-                None => return Poll::Ready(None),
+            let Some(part) = self.parts.pop_front() else { return Poll::Ready(None) };
+            self.place = part.place();
+            match part.begin() {
+                Ok(flow) => self.current = Some(flow),
+                Err(failure) => {
+                    if let Err(error) = self.come_back(BodyError::Failed(failure)) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
             }
         }
+    }
+
+    /// Asks for the content anew, where that may help and is right.
+    fn come_back(&mut self, why: BodyError) -> Result<(), BodyError> {
+        let (Some(again), Some(place)) = (&self.again, &self.place) else { return Err(why) };
+        // What was sent of a blob that is arriving must turn out to be right, before other bytes follow it.
+        let proof = match (&why, &place.content) {
+            // A file that was cut was changed by somebody: who knows what else.
+            (BodyError::Disk(io::ErrorKind::UnexpectedEof), _) => return Err(why),
+            (BodyError::Disk(_), Content::Whole(_)) => None,
+            (BodyError::Failed(failure), Content::Growing(_)) if failure.is_of_this_transfer() && !self.unproven => None,
+            (BodyError::Failed(Failure::Disk(_)), Content::Growing(growing)) => Some(growing.clone()),
+            _ => return Err(why),
+        };
+        if self.agains == AGAIN_MAX {
+            return Err(why);
+        }
+        self.agains += 1;
+        tracing::warn!(at = place.at, error = %why, "a body cannot go on from where its bytes came from; they are asked for anew");
+        let (again, at) = (again.clone(), place.at);
+        let asking = Box::pin(async move {
+            match proof {
+                Some(growing) => growing.whole().await.ok()?,
+                None => 0,
+            };
+            again(at).await
+        });
+        self.current = Some(Flow::Again { asking, why: Some(why) });
+        Ok(())
     }
 }
 
 impl Part {
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Text(_) | Self::Range(Content::Memory(_), ..) => None,
+            Self::Range(content, at, end) => Some(Place { content: content.clone(), at: *at, end: *end }),
+        }
+    }
+
     fn begin(self) -> Result<Flow, Failure> {
         Ok(match self {
             Self::Text(bytes) => Flow::Bytes(bytes),
@@ -188,6 +278,8 @@ impl Flow {
                     Err(failure) => Some(Err(BodyError::Failed(failure))),
                 })
             }
+            // The body itself looks after it.
+            Self::Again { .. } => Poll::Pending,
         }
     }
 }

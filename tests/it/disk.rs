@@ -5,10 +5,11 @@ mod full; // a full disk breaks no pull
 mod index; // removed, noise, half written: the mirror starts and serves
 mod kill; // kill -9 at any moment leaves whole blobs and nothing else
 mod patrol; // what rots is found before anybody asks for it
+mod refuse; // every call refused with every error: no client is broken
 mod rot; // a file that changed is seen, set aside and fetched again
 mod start; // a start that fails says why in one line and leaves nothing running
-mod sweep; // tags and links that lead to nothing go, and no others
-mod step; // killed before each single step that changes the disk
+mod step;
+mod sweep; // tags and links that lead to nothing go, and no others // killed before each single step that changes the disk
 
 use std::collections::HashMap;
 use std::fs;
