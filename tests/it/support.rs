@@ -8,12 +8,14 @@ pub mod audit;
 pub mod client;
 pub mod gate;
 pub mod inject;
+pub mod lack;
 pub mod mirror;
 pub mod patience;
 pub mod registry;
 pub mod scene;
 pub mod tally;
 pub mod tls;
+pub mod volume;
 
 /// Bytes in a KiB.
 pub const KIB: u64 = 1 << 10;

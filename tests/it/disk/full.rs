@@ -1,5 +1,4 @@
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,6 +6,7 @@ use std::process::Command;
 use super::{REPO, file_of};
 use crate::support::client::{get, pull};
 use crate::support::gate::Gate;
+use crate::support::lack::lacking;
 use crate::support::mirror::Builder;
 use crate::support::registry::{Blob, Fault, Image, Registry};
 use crate::support::{KIB, MIB};
@@ -28,9 +28,7 @@ impl Small {
             Ok(output) if output.status.success() => Some(Self(dir)),
             other => {
                 let why = other.map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stderr).trim().to_owned());
-                assert!(std::env::var("CI").as_deref() != Ok("true"), "a tmpfs cannot be mounted: {why}");
-                // Past the capture of the test harness: a test that tests nothing must be seen.
-                let _ = writeln!(std::io::stderr(), "skipped: a full disk is not tested, because a tmpfs cannot be mounted: {why}");
+                lacking("a full disk", &format!("a tmpfs cannot be mounted: {why}"));
                 None
             }
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::REPO;
 use super::rot::flip;
@@ -50,7 +50,8 @@ struct World {
 
 /// How a life ended.
 enum End {
-    Killed,
+    /// It was killed, and this long after its next start the image was pulled.
+    Killed(Duration),
     /// Nobody was killed: these were its steps.
     Own(Vec<String>),
 }
@@ -105,8 +106,7 @@ impl World {
             if hit && left == 0 { Verdict::Kill } else { Verdict::Pass }
         });
         let Ok(program) = self.settings.clone().try_spawn_with(|command| injector.dress(command)).await else {
-            self.recovers(&image, held.as_ref()).await;
-            return End::Killed;
+            return End::Killed(self.recovers(&image, held.as_ref()).await);
         };
         if let Some(held) = &held {
             check(pull(&program.url(), REPO, "held").await, held);
@@ -119,26 +119,28 @@ impl World {
             self.settings.verify().await.unwrap();
             return End::Own(steps);
         }
-        self.recovers(&image, held.as_ref()).await;
-        End::Killed
+        End::Killed(self.recovers(&image, held.as_ref()).await)
     }
 
-    /// What was left is sound, and the next start needs no hand.
-    async fn recovers(&self, image: &Pushed, held: Option<&Pushed>) {
+    /// What was left is sound, and the next start needs no hand. Says how long it takes to the first image that was pulled.
+    async fn recovers(&self, image: &Pushed, held: Option<&Pushed>) -> Duration {
         let mut audit = self.settings.audit();
         // But for the file that a person made bad, and nobody has looked at yet.
         audit.wrong.retain(|wrong| held.is_none_or(|held| !wrong.contains(&held.layers[0].digest.hex())));
         audit.assert_sound();
+        let began = Instant::now();
         let program = self.settings.clone().spawn().await;
         if let Some(held) = held {
             assert_eq!(pull(&program.url(), REPO, "held").await.map(|pulled| pulled.digest), Ok(held.digest));
         }
         assert_eq!(pull(&program.url(), REPO, "new").await.map(|pulled| pulled.digest), Ok(image.digest));
+        let recovery = began.elapsed();
         assert_eq!(program.terminate().await.0.code(), Some(0));
         let audit = self.settings.audit();
         audit.assert_sound().assert_temporary(0);
         assert!(audit.bytes <= 3 * MIB, "{audit:?}");
         self.settings.verify().await.unwrap();
+        recovery
     }
 }
 
@@ -169,10 +171,9 @@ async fn a_kill_before_any_step_leaves_a_sound_folder_and_a_mirror_that_starts()
                 (false, _) => vec![1],
             };
             for nth in times {
-                let began = Instant::now();
                 // Steps that the clock sets off, as the index's own, need not come each time.
-                if let End::Killed = world.live(life, Some((&step, nth))).await {
-                    tally.again(began.elapsed());
+                if let End::Killed(recovery) = world.live(life, Some((&step, nth))).await {
+                    tally.again(recovery);
                     done.insert(step.clone());
                 }
             }

@@ -203,6 +203,11 @@ impl Builder {
         self.home.path().join("data")
     }
 
+    /// A file or folder beside the data folder, which goes when that goes.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.home().join(name)
+    }
+
     /// Looks at the data folder.
     pub fn audit(&self) -> Audit {
         audit(&self.data())
