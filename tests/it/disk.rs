@@ -2,10 +2,12 @@
 
 mod cap; // what is held and what is arriving never pass max_size; what does not fit streams through
 mod clock; // the time of day jumps under the running program
+mod files; // no file descriptor is left
 mod full; // a full disk breaks no pull
 mod index; // removed, noise, half written: the mirror starts and serves
 mod kill; // kill -9 at any moment leaves whole blobs and nothing else
 mod patrol; // what rots is found before anybody asks for it
+mod memory; // a limit of memory that is smaller than what is pulled
 mod power; // the power fails under load: snapshots of the disk are booted
 mod readonly; // the file system turns read-only
 mod refuse; // every call refused with every error: no client is broken

@@ -10,6 +10,7 @@ use crate::support::client::pull;
 use crate::support::lack::lacking;
 use crate::support::mirror::{Builder, Process};
 use crate::support::registry::{Image, Kind, Pushed, Registry};
+use crate::support::tally::Tally;
 
 const DAY: i64 = 24 * 3600;
 const YEARS: i64 = 3650 * DAY;
@@ -63,6 +64,7 @@ async fn assert_pulls(program: &Process, reference: impl ToString, image: &Pushe
 #[tokio::test]
 async fn a_clock_that_jumps_expires_nothing_and_breaks_nothing() {
     let Some(library) = library() else { return lacking("a clock that jumps", "libfaketime is not installed") };
+    let mut tally = Tally::of("clock jumps");
     for (n, jump) in (0..).zip([DAY, -DAY, YEARS, -YEARS]) {
         let hub = Registry::hub().await;
         let settings = Builder::in_memory().upstream("docker.io", &hub);
@@ -100,5 +102,7 @@ async fn a_clock_that_jumps_expires_nothing_and_breaks_nothing() {
         }
         world.settings.audit().assert_sound().assert_temporary(0);
         world.settings.verify().await.unwrap();
+        tally.again(Duration::ZERO);
     }
+    tally.note();
 }

@@ -1,4 +1,5 @@
 use std::fs;
+use std::time::Instant;
 
 use super::REPO;
 use crate::support::MIB;
@@ -6,6 +7,7 @@ use crate::support::client::{get, pull};
 use crate::support::gate::Gate;
 use crate::support::mirror::Builder;
 use crate::support::registry::{Fault, Image, Record, Registry};
+use crate::support::tally::Tally;
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_a_fill_leaves_nothing_half_done() {
@@ -46,6 +48,7 @@ async fn kills_at_random_moments_leave_whole_blobs_and_a_mirror_that_starts() {
     let mut rng = fastrand::Rng::with_seed(random);
     let mut settings = Builder::new().upstream("docker.io", &plain).max_size("10MiB");
     let size = |record: &Record| record.sent;
+    let mut tally = Tally::of("kill -9 at a random moment under load");
     for round in 0..kills() {
         let sizes = [MIB, MIB / 2, 100_000, 60_000, 700];
         let (left, right) = (format!("left-{round}"), format!("right-{round}"));
@@ -74,6 +77,7 @@ async fn kills_at_random_moments_leave_whole_blobs_and_a_mirror_that_starts() {
             }
         }
 
+        let began = Instant::now();
         let program = settings.spawn().await;
         program.settings().audit().assert_sound().assert_temporary(0);
         for (tag, image) in [left, right].iter().zip(&images) {
@@ -83,10 +87,12 @@ async fn kills_at_random_moments_leave_whole_blobs_and_a_mirror_that_starts() {
                 "round {round}, {moment} bytes"
             );
         }
+        tally.again(began.elapsed());
         settings = program.kill().await;
         let audit = settings.audit();
         audit.assert_sound();
         assert!(audit.bytes <= 10 * MIB && audit.quarantined.is_empty(), "{audit:?}");
     }
+    tally.note();
     assert!(fs::read_dir(settings.data().join("quarantine")).unwrap().next().is_none());
 }

@@ -1,12 +1,14 @@
 //! A file system that the kernel makes read-only under the running mirror, as it does at the first error of a disk.
 
 use std::fs;
+use std::time::Instant;
 
 use super::{REPO, file_of};
 use crate::support::client::pull;
 use crate::support::lack::{lacking, tool};
 use crate::support::mirror::Builder;
 use crate::support::registry::{Image, Kind, Registry};
+use crate::support::tally::Tally;
 use crate::support::volume::Volume;
 use crate::support::{KIB, MIB};
 
@@ -44,10 +46,13 @@ async fn a_disk_that_turns_read_only_breaks_no_client() {
     let disk = Volume::mount(&image, &settings.data(), "").unwrap();
     settings.audit().assert_sound();
     plain.forget();
+    let began = Instant::now();
     let program = settings.spawn().await;
     for (tag, image) in [("held", &held), ("new", &new)] {
         assert_eq!(pull(&program.url(), REPO, tag).await.map(|pulled| pulled.digest), Ok(image.digest));
     }
+    let mut tally = Tally::of("file system turns read-only");
+    tally.again(began.elapsed());
     assert_eq!(plain.gets_of(&held.layers[0].digest), 0, "{}", plain.story());
     let (status, settings) = program.terminate().await;
     assert_eq!(status.code(), Some(0));
@@ -55,4 +60,5 @@ async fn a_disk_that_turns_read_only_breaks_no_client() {
     settings.audit().assert_sound().assert_temporary(0);
     settings.verify().await.unwrap();
     disk.unmount().unwrap();
+    tally.note();
 }

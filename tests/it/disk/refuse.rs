@@ -150,12 +150,12 @@ impl Stage {
     async fn kept(&self, image: &Pushed) {
         let data = self.program.settings().data();
         let is_kept = || image.blobs().map(|blob| &blob.digest).chain([&image.digest]).all(|digest| file_of(&data, digest).exists());
-        within("an image on the disk", async {
+        let kept = async {
             while !is_kept() {
                 self.program.settled().await;
             }
-        })
-        .await;
+        };
+        within("an image on the disk", Box::pin(kept)).await;
     }
 }
 
@@ -175,7 +175,8 @@ async fn a_disk_that_refuses_any_call_breaks_no_client() {
     let mut stage = Stage::new().await;
     let mut wrong = Vec::new();
     for fault in faults() {
-        let (injected, failed, recovery) = stage.survives(fault).await;
+        // On the heap: five pulls at once are large.
+        let (injected, failed, recovery) = Box::pin(stage.survives(fault)).await;
         let bodies = failed.iter().filter(|why| why.contains("wrong bytes")).count();
         let needless = failed.len();
         Tally {

@@ -160,7 +160,9 @@ async fn a_kill_before_any_step_leaves_a_sound_folder_and_a_mirror_that_starts()
     for life in LIVES {
         let End::Own(steps) = world.live(life, None).await else { panic!("nobody was to be killed") };
         let mut counts = BTreeMap::new();
-        steps.into_iter().for_each(|step| *counts.entry(step).or_insert(0_usize) += 1);
+        for step in steps {
+            *counts.entry(step).or_insert(0_usize) += 1;
+        }
         for (step, count) in counts {
             // Of the 512 folders of a first start the first and the last few are enough; and a step of an earlier life
             // that is the same in this one is not taken again.
