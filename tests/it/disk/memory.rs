@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 
 use super::REPO;
 use crate::support::MIB;
@@ -14,13 +14,14 @@ use crate::support::mirror::Builder;
 use crate::support::registry::{Blob, Registry};
 use crate::support::tally::Tally;
 
-/// What the group may use.
-const LIMIT: u64 = 64 * MIB;
+/// What the group may use: less than what is pulled, more than what may be in hand for one blob times their number.
+const LIMIT: u64 = 112 * MIB;
 
-/// More blobs than fit, each for several clients.
-const BLOBS: u64 = 24;
-const BLOB_BYTES: u64 = 4 * MIB;
-const CLIENTS_A_BLOB: usize = 5;
+/// Blobs that are pulled whole, each by one client, and what is taken of each by many more.
+const BLOBS: u64 = 4;
+const BLOB_BYTES: u64 = 40 * MIB;
+const RANGES_A_BLOB: u64 = 25;
+const RANGE_BYTES: u64 = 2 * MIB;
 
 /// A group of its own. Dropped, it is gone, once nobody is in it.
 struct Group {
@@ -76,11 +77,19 @@ async fn clients_by_the_hundred_are_served_within_a_small_limit_of_memory() {
         plain.blob(REPO, blob);
     }
     for _ in 0..2 {
-        let clients = blobs.iter().flat_map(|blob| std::iter::repeat_n(blob, CLIENTS_A_BLOB));
-        let pulls = clients.map(|blob| async { (blob.digest, get(program.blob(REPO, blob.digest)).fetch().await) });
-        for (digest, fetched) in join_all(pulls).await {
-            assert!(fetched.status == 200 && fetched.is_whole() && fetched.digest == digest, "{fetched:?}");
-        }
+        let whole = blobs.iter().map(|blob| async {
+            let fetched = get(program.blob(REPO, blob.digest)).fetch().await;
+            assert!(fetched.status == 200 && fetched.is_whole() && fetched.digest == blob.digest, "{fetched:?}");
+        });
+        let ranges = blobs.iter().flat_map(|blob| (0..RANGES_A_BLOB).map(move |n| (blob, n))).map(|(blob, n)| {
+            let first = (BLOB_BYTES - RANGE_BYTES) / RANGES_A_BLOB * n;
+            let ask = get(program.blob(REPO, blob.digest)).range(first, first + RANGE_BYTES - 1);
+            async {
+                let fetched = ask.fetch().await;
+                assert!(fetched.status == 206 && fetched.is_whole() && fetched.len == RANGE_BYTES, "{fetched:?}");
+            }
+        });
+        join(join_all(whole), join_all(ranges)).await;
         program.settled().await;
     }
     for blob in &blobs {
