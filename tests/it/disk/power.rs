@@ -104,6 +104,9 @@ async fn boots(plain: &Registry, cut: &Path, images: &[Pushed]) -> Duration {
         assert_eq!(pulled.map(|pulled| pulled.digest), Ok(image.digest));
     }
     let recovery = began.elapsed();
+    // What is new waits until the index was held against the files.
+    let next = plain.image(REPO, "next", Image::layers([100 * KIB]).seed(fastrand::u64(1 << 32..1 << 40)));
+    assert_eq!(pull(&program.url(), REPO, "next").await.map(|pulled| pulled.digest), Ok(next.digest));
     assert_eq!(program.terminate().await.0.code(), Some(0));
     let audit = settings.audit();
     audit.assert_sound().assert_temporary(0);

@@ -192,8 +192,43 @@ async fn a_disk_that_refuses_any_call_breaks_no_client() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let (repository, image) = stage.push();
     let (status, settings) = stage.program.terminate().await;
     assert_eq!(status.code(), Some(0));
     settings.audit().assert_sound().assert_temporary(0);
+    // The index may have been refused too, and is then what it was: the next start holds it against the files.
+    let program = settings.spawn().await;
+    // What is new waits for that.
+    assert_eq!(pull(&program.url(), &repository, "latest").await.map(|pulled| pulled.digest), Ok(image.digest));
+    let (status, settings) = program.terminate().await;
+    assert_eq!(status.code(), Some(0));
     settings.verify().await.unwrap();
+}
+
+/// What a mirror reads when it has just started and remembers nothing.
+const COLD: [&str; 6] = ["open _tags", "read _tags", "open _manifests", "read _manifests", "open blobs", "read blobs"];
+
+#[tokio::test]
+async fn a_disk_that_gives_nothing_back_after_a_start_breaks_no_client() {
+    let plain = Registry::plain().await;
+    let held = plain.image(REPO, "held", Image::layers([MIB, 10_000]));
+    let mut settings = Builder::in_memory().upstream("docker.io", &plain);
+    let injector = Injector::new(&settings.data());
+    for step in COLD {
+        for calls in [1, usize::MAX] {
+            // Held in any case: what the last fault lost is fetched again.
+            let program = settings.spawn().await;
+            assert_eq!(pull(&program.url(), REPO, "held").await.map(|pulled| pulled.digest), Ok(held.digest));
+            settings = program.terminate().await.1;
+
+            let program = settings.spawn_with(|command| injector.dress(command)).await;
+            injector.arm(Fault { step, error: Errno::IO, first: 1, calls }.judge());
+            let pulled = pull(&program.url(), REPO, "held").await;
+            let seen = injector.disarm();
+            assert_eq!(pulled.map(|pulled| pulled.digest), Ok(held.digest), "{step}, {calls}");
+            assert!(seen.iter().any(|(_, verdict)| *verdict != Verdict::Pass), "{step} never came");
+            settings = program.terminate().await.1;
+            settings.audit().assert_sound().assert_temporary(0);
+        }
+    }
 }

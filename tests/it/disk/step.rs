@@ -123,7 +123,7 @@ impl World {
     }
 
     /// What was left is sound, and the next start needs no hand. Says how long it takes to the first image that was pulled.
-    async fn recovers(&self, image: &Pushed, held: Option<&Pushed>) -> Duration {
+    async fn recovers(&mut self, image: &Pushed, held: Option<&Pushed>) -> Duration {
         let mut audit = self.settings.audit();
         // But for the file that a person made bad, and nobody has looked at yet.
         audit.wrong.retain(|wrong| held.is_none_or(|held| !wrong.contains(&held.layers[0].digest.hex())));
@@ -135,6 +135,9 @@ impl World {
         }
         assert_eq!(pull(&program.url(), REPO, "new").await.map(|pulled| pulled.digest), Ok(image.digest));
         let recovery = began.elapsed();
+        // What is new waits until the index was held against the files.
+        let next = self.push("next");
+        assert_eq!(pull(&program.url(), REPO, "next").await.map(|pulled| pulled.digest), Ok(next.digest));
         assert_eq!(program.terminate().await.0.code(), Some(0));
         let audit = self.settings.audit();
         audit.assert_sound().assert_temporary(0);
