@@ -14,6 +14,8 @@
 //!
 //! 1. A file under `blobs/` hashes to its name, also after kill -9, a full disk or a power cut.
 //!    `it::disk::kills_at_random_moments_leave_whole_blobs_and_a_mirror_that_starts`,
+//!    `it::disk::a_kill_before_any_step_leaves_a_sound_folder_and_a_mirror_that_starts`,
+//!    `it::disk::a_power_cut_at_any_moment_leaves_whole_blobs_and_a_mirror_that_starts`,
 //!    `it::disk::a_large_blob_that_changes_while_running_is_fetched_again`,
 //!    `it::disk::a_rotten_blob_is_found_before_anybody_asks_for_it_and_fetched_again`
 //! 2. No client receives the last bytes of a blob that was not verified; a failed body ends as a broken connection, never as
@@ -25,9 +27,10 @@
 //! 4. No client slows or cancels a fill that others, or the cache, want; no disk fault breaks a client the upstream could
 //!    serve. `it::flight::a_client_that_reads_nothing_slows_only_itself`,
 //!    `it::flight::what_everybody_left_is_fetched_to_its_end_and_kept`,
-//!    `it::disk::a_disk_that_fills_up_in_the_middle_breaks_no_client`
+//!    `it::disk::a_disk_that_fills_up_in_the_middle_breaks_no_client`, `it::disk::a_disk_that_refuses_any_call_breaks_no_client`
 //! 5. What is held is served with the upstream down, the index gone, the disk full, the clock wrong.
-//!    `it::stale::an_outage_serves_stale_and_its_end_renews`, `it::disk::a_mirror_starts_and_serves_on_a_full_disk`
+//!    `it::stale::an_outage_serves_stale_and_its_end_renews`, `it::disk::a_mirror_starts_and_serves_on_a_full_disk`,
+//!    `it::disk::a_disk_that_turns_read_only_breaks_no_client`, `it::disk::a_clock_that_jumps_expires_nothing_and_breaks_nothing`
 //! 6. Losing the index loses no blob, no tag and no image: only time.
 //!    `it::disk::whatever_became_of_the_index_the_mirror_serves_at_once`,
 //!    `it::disk::a_tag_whose_manifest_was_evicted_goes_and_one_that_can_be_served_stays_whatever_its_age`

@@ -73,9 +73,14 @@ impl Folder {
         create_dir(root).map_err(fail("create", root))?;
         let root = root.canonicalize().map_err(fail("find", root))?;
         // What private registries served lies in here: nobody else on this machine may read it.
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(fail("restrict", &root))?;
+        restrict(&root).map_err(fail("restrict", &root))?;
         let lock_path = root.join("LOCK");
-        let lock = options().create(true).truncate(false).open(&lock_path).map_err(fail("open", &lock_path))?;
+        let lock = match options().create(true).truncate(false).open(&lock_path) {
+            // What is held is served all the same, and a lock needs no writing.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&lock_path),
+            other => other,
+        };
+        let lock = lock.map_err(fail("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(FolderError::Locked(root)),
@@ -90,7 +95,7 @@ impl Folder {
                 let shard = blobs.join(format!("{shard:02x}"));
                 create_dir(&shard).map_err(fail("create", &shard))?;
             }
-            sync_dir(&blobs).map_err(fail("sync", &blobs))?;
+            if_writable(sync_dir(&blobs)).map_err(fail("sync", &blobs))?;
         }
         for name in ["repos", "tmp", "quarantine"] {
             let path = root.join(name);
@@ -100,8 +105,9 @@ impl Folder {
         let _ = create_dir(&root.join("index"));
         folder.check_version()?;
         let tmp = root.join("tmp");
-        empty_dir(&tmp).map_err(fail("empty", &tmp))?;
-        sync_dir(root).map_err(fail("sync", root))?;
+        // What stays costs its space and no more: no new file has its name.
+        empty_dir(&tmp).unwrap_or_else(|error| tracing::error!(%error, path = %tmp.display(), "what a killed run left cannot be removed"));
+        if_writable(sync_dir(root)).map_err(fail("sync", root))?;
         Ok(folder)
     }
 
@@ -259,6 +265,17 @@ fn options() -> OpenOptions {
 
 fn no_follow() -> i32 {
     OFlags::NOFOLLOW.bits().cast_signed()
+}
+
+/// On a disk that cannot be written there is nothing to be made durable.
+fn if_writable(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.kind() == io::ErrorKind::ReadOnlyFilesystem { Ok(()) } else { Err(error) })
+}
+
+/// Makes a folder its owner's alone. One that is so already may lie on a disk that cannot be written.
+fn restrict(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o777 == 0o700 { Ok(()) } else { fs::set_permissions(path, fs::Permissions::from_mode(0o700)) }
 }
 
 fn empty_dir(path: &Path) -> io::Result<()> {

@@ -6,15 +6,15 @@ mod files; // no file descriptor is left
 mod full; // a full disk breaks no pull
 mod index; // removed, noise, half written: the mirror starts and serves
 mod kill; // kill -9 at any moment leaves whole blobs and nothing else
-mod patrol; // what rots is found before anybody asks for it
 mod memory; // a limit of memory that is smaller than what is pulled
+mod patrol; // what rots is found before anybody asks for it
 mod power; // the power fails under load: snapshots of the disk are booted
 mod readonly; // the file system turns read-only
 mod refuse; // every call refused with every error: no client is broken
 mod rot; // a file that changed is seen, set aside and fetched again
 mod start; // a start that fails says why in one line and leaves nothing running
-mod step;
-mod sweep; // tags and links that lead to nothing go, and no others // killed before each single step that changes the disk
+mod step; // killed before each single step that changes the disk
+mod sweep; // tags and links that lead to nothing go, and no others
 
 use std::collections::HashMap;
 use std::fs;

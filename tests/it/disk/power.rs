@@ -18,8 +18,10 @@ fn cuts() -> u64 {
     std::env::var("MILLPOND_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
 }
 
-/// ext4 as it is by default, and as lazy as it can be: names may then reach the disk long before the bytes of their files.
-const DISKS: [&str; 2] = ["", "data=writeback,noauto_da_alloc,commit=1"];
+/// ext4 as it is by default, and without the help that it gives to programs which forget to sync; names then reach the disk within a
+/// second, long before the bytes of their files. Not `data=writeback`: there ext4 gives the blocks of a removed file to
+/// another one before the removal is on the disk, so that after a cut an evicted blob may be back with the bytes of the other.
+const DISKS: [&str; 2] = ["", "noauto_da_alloc,commit=1"];
 
 /// Two file systems, one in a file of the other. The inner one goes first.
 struct Disk {

@@ -39,6 +39,16 @@ async fn a_disk_that_turns_read_only_breaks_no_client() {
     let (status, settings) = program.terminate().await;
     assert_eq!(status.code(), Some(0), "an index that cannot be closed is no reason to fail");
 
+    // A start on such a disk serves what is held, and passes on what is not.
+    plain.forget();
+    let program = settings.spawn().await;
+    for (tag, image) in [("held", &held), ("new", &new), ("new", &new)] {
+        assert_eq!(pull(&program.url(), REPO, tag).await.map(|pulled| pulled.digest), Ok(image.digest));
+    }
+    assert_eq!(plain.gets_of(&held.layers[0].digest), 0, "{}", plain.story());
+    let (status, settings) = program.terminate().await;
+    assert_eq!(status.code(), Some(0));
+
     // What an operator does to such a disk.
     let image = disk.unmount().unwrap();
     // Exit code 1: errors were corrected.
