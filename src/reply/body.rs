@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
+use crate::listen;
 use crate::observe::Line;
 
 /// Why a body ends before its end.
@@ -54,7 +55,19 @@ pub struct Body {
 enum Part {
     Text(Bytes),
     Range(Content, u64, Option<u64>),
+    Many(Many),
 }
+
+/// The ranges that are still to come. A thousand of them wait as numbers; the text before each is made when it is sent.
+struct Many {
+    content: Content,
+    ranges: std::vec::IntoIter<Range<u64>>,
+    head: Head,
+    end: Bytes,
+}
+
+/// Makes the text that stands before a range.
+type Head = Box<dyn Fn(&Range<u64>) -> Bytes + Send>;
 
 /// The part that is being sent.
 enum Flow {
@@ -86,16 +99,11 @@ impl Body {
     }
 
     /// Ranges of a content, each after a text of its own, and a text at the end (`multipart/byteranges`).
-    pub fn ranges(content: &Content, ranges: Vec<(Bytes, Range<u64>)>, end: Bytes) -> Self {
-        let mut left = end.len() as u64;
-        let mut parts = VecDeque::with_capacity(ranges.len() * 2 + 1);
-        for (text, range) in ranges {
-            left += text.len() as u64 + (range.end - range.start);
-            parts.push_back(Part::Text(text));
-            parts.push_back(Part::Range(content.clone(), range.start, Some(range.end)));
-        }
-        parts.push_back(Part::Text(end));
-        Self { left: Some(left), parts, ..Self::default() }
+    pub fn ranges(content: Content, ranges: Vec<Range<u64>>, head: Head, end: Bytes) -> Self {
+        let length = |range: &Range<u64>| head(range).len() as u64 + (range.end - range.start);
+        let left = ranges.iter().map(length).sum::<u64>() + end.len() as u64;
+        let many = Many { content, ranges: ranges.into_iter(), head, end };
+        Self { left: Some(left), parts: VecDeque::from([Part::Many(many)]), ..Self::default() }
     }
 
     /// Its length, where it is known.
@@ -134,6 +142,14 @@ impl Body {
                 }
             }
             match self.parts.pop_front() {
+                Some(Part::Many(mut many)) => match many.ranges.next() {
+                    Some(range) => {
+                        self.parts.push_back(Part::Text((many.head)(&range)));
+                        self.parts.push_back(Part::Range(many.content.clone(), range.start, Some(range.end)));
+                        self.parts.push_back(Part::Many(many));
+                    }
+                    None => self.parts.push_back(Part::Text(many.end)),
+                },
                 Some(part) => match part.begin() {
                     Ok(flow) => self.current = Some(flow),
                     Err(failure) => return Poll::Ready(Some(Err(BodyError::Failed(failure)))),
@@ -148,6 +164,8 @@ impl Part {
     fn begin(self) -> Result<Flow, Failure> {
         Ok(match self {
             Self::Text(bytes) => Flow::Bytes(bytes),
+            // Taken apart before it begins.
+            Self::Many(many) => Flow::Bytes(many.end),
             Self::Range(Content::Memory(bytes), start, end) => {
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 Flow::Bytes(bytes.slice(at(start)..at(end.unwrap_or(u64::MAX))))
@@ -161,7 +179,7 @@ impl Part {
 }
 
 async fn next(mut reader: Reader) -> (Reader, Result<Option<Bytes>, Failure>) {
-    let bytes = reader.next().await;
+    let bytes = reader.next_upto(listen::piece).await;
     (reader, bytes)
 }
 
@@ -203,7 +221,7 @@ fn poll_file(
     if *at >= end {
         return Poll::Ready(None);
     }
-    let max = end - *at;
+    let max = listen::piece().min(end - *at);
     let read = loop {
         if let Some(handle) = waiting {
             let joined = ready!(Pin::new(handle).poll(context));
@@ -284,9 +302,9 @@ mod tests {
         let range = Body::range(content.clone(), &(2..5));
         assert_eq!(range.len(), Some(3));
         assert_eq!(range.collect().await.expect("whole").to_bytes(), "234");
-        let parts = vec![(Bytes::from_static(b"<a>"), 0..1), (Bytes::from_static(b"<b>"), 8..10)];
-        let body = Body::ranges(&content, parts, Bytes::from_static(b"<end>"));
-        let expected = "<a>0<b>89<end>";
+        let head = |range: &Range<u64>| Bytes::from(format!("<{}>", range.start));
+        let body = Body::ranges(content, vec![0..1, 8..10], Box::new(head), Bytes::from_static(b"<end>"));
+        let expected = "<0>0<8>89<end>";
         assert_eq!(body.len(), Some(expected.len() as u64));
         assert_eq!(body.collect().await.expect("whole").to_bytes(), expected);
     }

@@ -6,12 +6,14 @@
 
 pub mod audit;
 pub mod client;
+pub mod frames;
 pub mod gate;
 pub mod mirror;
 pub mod patience;
 pub mod registry;
 pub mod scene;
 pub mod tls;
+pub mod vitals;
 
 /// Bytes in a KiB.
 pub const KIB: u64 = 1 << 10;
