@@ -13,6 +13,8 @@ mod admission;
 mod check;
 mod connection;
 mod guard;
+mod hand;
+mod record;
 mod socket;
 mod streams;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use self::admission::{Admission, Throttle};
 pub use self::check::{Refusal, check};
 use self::connection::Connections;
+pub use self::hand::{PIECE_MAX, piece};
 pub use self::socket::{BindError, raise_open_files};
 pub use self::tls::{Certificates, TlsError};
 
@@ -78,6 +81,8 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections from one IPv4 address or IPv6 /64. Beyond, a connection is closed at once.
     pub per_address: usize,
+    /// Requests that are served at once over HTTP/2, beyond one a connection. Beyond, they wait for their turn.
+    pub streams: usize,
     /// For a whole TLS handshake.
     pub handshake: Duration,
     /// For a whole request head, and how long a connection may idle between requests.
@@ -88,11 +93,15 @@ pub struct Limits {
     pub drain: Duration,
 }
 
-/// 1000 nodes that pull 8 layers at once; at some 20 KiB each it is 160 MiB, the worst that connections alone may cost.
+/// 1000 nodes that pull 8 layers at once. One that takes nothing costs some 24 KiB and a piece of 8 KiB; over TLS, 33 KiB and two pieces.
 pub const MAX_CONNECTIONS: usize = 8192;
 
 /// One address may be a whole cluster behind NAT or a reverse proxy, but may not take every seat: eight such still fit.
 pub const MAX_PER_ADDRESS: usize = 1024;
+
+/// A request whose answer is not taken costs some 30 KiB, so they are 30 MiB; without this, 32 for each connection would be gigabytes. HTTP/2 is spoken only
+/// by those who cannot do HTTP/1.1, and each keeps its one request at a time whatever others do.
+pub const MAX_EXTRA_STREAMS: usize = 1024;
 
 /// An honest handshake takes two round trips; ten seconds are a satellite link with losses.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,6 +123,7 @@ impl Default for Limits {
         Self {
             connections: MAX_CONNECTIONS,
             per_address: MAX_PER_ADDRESS,
+            streams: MAX_EXTRA_STREAMS,
             handshake: HANDSHAKE_TIMEOUT,
             header: HEADER_TIMEOUT,
             stall: STALL_TIMEOUT,

@@ -178,15 +178,15 @@ fn part(content: &Content, size: u64, digest: &Digest, asked: &Asked) -> Respons
         }
         Wanted::Many(ranges) => {
             let boundary = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-            let head = |range: &std::ops::Range<u64>| {
+            let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+            let of_multipart = format!("multipart/byteranges; boundary={boundary}");
+            let head = move |range: &std::ops::Range<u64>| {
                 let place = format!("Content-Range: bytes {}-{}/{size}", range.start, range.end - 1);
                 Bytes::from(format!("\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n{place}\r\n\r\n"))
             };
-            let parts = ranges.into_iter().map(|range| (head(&range), range)).collect();
-            let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
-            let mut response = hyper::Response::new(Body::ranges(content, parts, end));
+            let mut response = hyper::Response::new(Body::ranges(content.clone(), ranges, Box::new(head), end));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            set(&mut response, header::CONTENT_TYPE, &format!("multipart/byteranges; boundary={boundary}"));
+            set(&mut response, header::CONTENT_TYPE, &of_multipart);
             response
         }
         Wanted::Nothing => unsatisfiable(size),

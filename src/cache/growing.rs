@@ -248,8 +248,13 @@ impl Reader {
     /// The next bytes, as soon as there are any; `None` at the end of the range, which for an open range is the verified
     /// end of the blob. Cancel-safe: nothing is taken before it is returned.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        self.next_upto(|| u64::MAX).await
+    }
+
+    /// As [`Reader::next`], and no more bytes than `max` says at the moment of reading.
+    pub async fn next_upto(&mut self, max: impl Fn() -> u64) -> Result<Option<Bytes>, Failure> {
         loop {
-            let bytes = match self.step()? {
+            let bytes = match self.step(max())? {
                 Step::Bytes(bytes) => bytes,
                 Step::End => return Ok(None),
                 Step::Wait => {
@@ -267,7 +272,7 @@ impl Reader {
         }
     }
 
-    fn step(&mut self) -> Result<Step, Failure> {
+    fn step(&mut self, max: u64) -> Result<Step, Failure> {
         let progress = self.progress.borrow_and_update();
         let whole = matches!(progress.phase, Phase::Whole);
         if whole && self.end.is_some_and(|end| end > progress.ready) && self.position >= progress.ready {
@@ -283,7 +288,7 @@ impl Reader {
                 _ => Ok(Step::Wait),
             };
         }
-        let upto = self.end.unwrap_or(u64::MAX).min(progress.ready);
+        let upto = self.end.unwrap_or(u64::MAX).min(progress.ready).min(self.position.saturating_add(max));
         drop(progress);
         let window = self.shared.window();
         match window.from {

@@ -11,6 +11,9 @@ use rustix::io::{Errno, ReadWriteFlags};
 /// Bytes a read asks for. Larger gains nothing on loopback and costs memory on each of a thousand slow connections.
 pub(crate) const READ_BYTES: usize = 64 << 10;
 
+/// Bytes up to which a buffer is as large as what is read into it: a large one would stand for it as long as a slow client takes.
+const SMALL_BYTES: usize = 8 << 10;
+
 /// Buffers kept for later: 16 MiB, what 256 connections have in hand at once.
 const KEPT_MAX: usize = 256;
 
@@ -33,14 +36,17 @@ impl Drop for Pooled {
         let buffer = std::mem::take(&mut self.buffer);
         if let Ok(mut free) = FREE.lock()
             && free.len() < KEPT_MAX
-            && !buffer.is_empty()
+            && buffer.len() == READ_BYTES
         {
             free.push(buffer);
         }
     }
 }
 
-fn take() -> Pooled {
+fn take(len: usize) -> Pooled {
+    if len <= SMALL_BYTES {
+        return Pooled { buffer: vec![0; len].into_boxed_slice(), len: 0 };
+    }
     let kept = FREE.lock().ok().and_then(|mut free| free.pop());
     Pooled { buffer: kept.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()), len: 0 }
 }
@@ -48,8 +54,8 @@ fn take() -> Pooled {
 /// Reads up to `max` bytes at `offset` without waiting for the disk: `None` says that it would have to wait.
 /// Fewer bytes than asked for is normal; none is the end of the file.
 pub(crate) fn read_now(file: &File, offset: u64, max: u64) -> io::Result<Option<Bytes>> {
-    let mut pooled = take();
     let len = clamp(max);
+    let mut pooled = take(len);
     let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut pooled.buffer[..len])], offset, ReadWriteFlags::NOWAIT);
     match read {
         Ok(read) => {
@@ -64,8 +70,8 @@ pub(crate) fn read_now(file: &File, offset: u64, max: u64) -> io::Result<Option<
 
 /// Reads up to `max` bytes at `offset`, waiting for the disk: only for the blocking pool.
 pub(crate) fn read_blocking(file: &File, offset: u64, max: u64) -> io::Result<Bytes> {
-    let mut pooled = take();
     let len = clamp(max);
+    let mut pooled = take(len);
     pooled.len = loop {
         match rustix::io::pread(file, &mut pooled.buffer[..len], offset) {
             Err(Errno::INTR) => {}

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body;
@@ -14,30 +15,34 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::Guard;
-use super::streams::{Advice, Executor, Streams, Watched};
+use super::hand::{Hands, Paced};
+use super::record::Unhurried;
+use super::streams::{Advice, Executor, Streams};
 use super::{Certificates, Client, Limits};
 
-/// Bytes of a request head (more is 431), and of what hyper queues for sending. A head with a bearer token and a signed query is under 16 KiB.
-const HEAD_BUFFER: usize = 64 * 1024;
+/// Bytes of a request head (more is 431), and of what hyper queues for sending before it sends it. A head with a bearer token and a signed query
+/// is under 16 KiB; a thousand heads that never end are 32 MiB.
+const HEAD_BUFFER: usize = 32 * 1024;
 
 /// Header lines; more is 431. hyper parses up to this many without an allocation.
 const MAX_HEADERS: usize = 100;
 
-/// Bytes of TLS records waiting for the socket. rustls's 64 KiB would cut every large write into sixteen.
-const TLS_BUFFER: usize = 512 * 1024;
+/// Bytes of TLS records waiting for the socket: the largest single write of hyper's, a full queue and a piece more. rustls's 64 KiB would cut it in two.
+const TLS_BUFFER: usize = 128 * 1024;
 
-/// Requests at once on one HTTP/2 connection: the most parallel puller asks for a few dozen.
-const H2_STREAMS: u32 = 100;
+/// Requests at once on one HTTP/2 connection: the most parallel puller asks for a dozen. Each costs some 5 KiB before it is even served.
+const H2_STREAMS: u32 = 32;
 
 /// Bytes of a request body a stream, and a connection, may send ahead. A pull has none.
 const H2_STREAM_WINDOW: u32 = 64 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 256 * 1024;
 
-/// Bytes queued a stream: 100 streams make 12 MiB a connection.
+/// Bytes queued a stream, when all is well; in a crowd it is a piece (see `hand`).
 const H2_SEND_BUFFER: usize = 128 * 1024;
 
 /// Resets a client may provoke before the connection ends (rapid reset, CVE-2023-44487), by its own doing and by ours.
@@ -56,6 +61,9 @@ pub(super) struct Connections {
     tls: Option<Certificates>,
     stop: CancellationToken,
     http1: http1::Builder,
+    hands: Hands,
+    /// Requests at once beyond the first of a connection.
+    extra: Arc<Semaphore>,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -65,22 +73,24 @@ impl Connections {
         let mut http1 = http1::Builder::new();
         // Without the timer there is no header timeout.
         http1.timer(TokioTimer::new()).header_read_timeout(limits.header).max_buf_size(HEAD_BUFFER).max_headers(MAX_HEADERS);
-        Self { limits, tls, stop, http1 }
+        let extra = Arc::new(Semaphore::new(limits.streams.min(Semaphore::MAX_PERMITS)));
+        Self { limits, tls, stop, http1, hands: Hands::default(), extra }
     }
 
     /// Serves one connection to its end. How it ended is told in the log only: a client that leaves is no event.
     pub(super) async fn run<S, F, B>(&self, socket: TcpStream, addr: SocketAddr, service: S)
     where
-        S: Fn(Client, Request<Incoming>) -> F,
+        S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
         let socket = Guard::new(socket, self.limits.stall);
+        // Each on the heap: together they would make every connection as large as the largest of them.
         let ended = match &self.tls {
-            None => self.http1(socket, Client { addr, certificate: false }, service).await,
-            Some(certificates) => self.tls(certificates, socket, addr, service).await,
+            None => Box::pin(self.http1(socket, Client { addr, certificate: false }, service)).await,
+            Some(certificates) => Box::pin(self.tls(certificates, socket, addr, service)).await,
         };
         if let Err(error) = ended {
             let cause = error.source().map(tracing::field::display);
@@ -92,13 +102,14 @@ impl Connections {
     /// as many sockets that never finish their hello would lock everybody out.
     async fn tls<S, F, B>(&self, certificates: &Certificates, socket: Guard, addr: SocketAddr, service: S) -> Result<(), BoxError>
     where
-        S: Fn(Client, Request<Incoming>) -> F,
+        S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let handshake = tokio::time::timeout(self.limits.handshake, TlsAcceptor::from(certificates.current()).accept(socket));
+        let handshake = Box::pin(TlsAcceptor::from(certificates.current()).accept(socket));
+        let handshake = tokio::time::timeout(self.limits.handshake, handshake);
         let Some(done) = self.stop.run_until_cancelled(handshake).await else { return Ok(()) };
         let mut stream = done??;
         let session = stream.get_mut().1;
@@ -106,9 +117,9 @@ impl Connections {
         let certificate = session.peer_certificates().is_some_and(|chain| !chain.is_empty());
         let client = Client { addr, certificate };
         if session.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, client, service).await
+            Box::pin(self.http2(Unhurried(stream), client, service)).await
         } else {
-            self.http1(stream, client, service).await
+            Box::pin(self.http1(Unhurried(stream), client, service)).await
         }
     }
 
@@ -121,8 +132,10 @@ impl Connections {
         B::Error: Into<BoxError>,
     {
         let service = service_fn(move |request| {
-            let answer = service(client, request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            // On the heap while it lasts: within the connection its room, which is large, would be held for as long as that.
+            let answer = Box::pin(service(client, request));
+            let hands = self.hands.clone();
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, None))) }
         });
         let mut connection = pin!(self.http1.serve_connection(TokioIo::new(io), service));
         // A token of its own: it is locked whenever the connection is polled, and a shared one would pass from core to core.
@@ -137,38 +150,55 @@ impl Connections {
     async fn http2<I, S, F, B>(&self, io: I, client: Client, service: S) -> Result<(), BoxError>
     where
         I: AsyncRead + AsyncWrite + Unpin,
-        S: Fn(Client, Request<Incoming>) -> F,
+        S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
         let streams = Streams::new();
-        let watched = streams.clone();
+        let mut watch = streams.watch();
+        let (hands, first, extra) = (self.hands.clone(), Arc::new(Semaphore::new(1)), Arc::clone(&self.extra));
         let service = service_fn(move |request| {
-            let stream = watched.open();
-            let answer = service(client, request);
-            async move { Ok::<_, Infallible>(answer.await.map(|body| Watched::new(body, stream))) }
+            let stream = streams.open();
+            let (service, hands, turn) = (service.clone(), hands.clone(), turn(Arc::clone(&first), Arc::clone(&extra)));
+            async move {
+                let turn = turn.await;
+                // On the heap, and only now: those who wait are to cost little.
+                let answer = Box::pin(service(client, request));
+                Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, Some(stream.in_turn(turn)))))
+            }
         });
         let tasks = CancellationToken::new();
         let _end_of_tasks = tasks.clone().drop_guard();
         let mut connection = pin!(h2_builder(Executor(tasks)).serve_connection(TokioIo::new(io), service));
-        let mut look = tokio::time::interval(H2_LOOK);
+        let mut look = tokio::time::interval(H2_LOOK.min(self.limits.header / 4).max(Duration::from_millis(1)));
         let mut closing = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => return Ok(ended?),
                 () = self.stop.cancelled(), if !closing => closing = true,
-                _ = look.tick() => match streams.advice(&self.limits) {
+                _ = look.tick() => match watch.advice(&self.limits) {
                     Advice::Keep => continue,
                     Advice::Close if closing => continue,
                     Advice::Close => closing = true,
-                    Advice::Cut => return Err("the client took nothing from any of its streams".into()),
+                    Advice::Cut => return Err("the client takes nothing from its streams, or does not go".into()),
                 },
             }
             connection.as_mut().graceful_shutdown();
         }
     }
+}
+
+/// Waits until a request may be served: the first of its connection, or one of those that are allowed beside. It cannot wait for ever: the
+/// first comes to an end, or its client is cut.
+async fn turn(first: Arc<Semaphore>, extra: Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let turn = tokio::select! {
+        biased;
+        turn = first.acquire_owned() => turn,
+        turn = extra.acquire_owned() => turn,
+    };
+    turn.expect("neither is ever closed")
 }
 
 fn h2_builder(executor: Executor) -> http2::Builder<Executor> {

@@ -6,8 +6,9 @@
 //! socket accepts, pays for an addition and a branch.
 //!
 //! Epoll says "there is room" only when a third of the send buffer is free, which a slow but honest client of a 4 MiB buffer takes long to
-//! make. So before it gives up, the guard asks the kernel once more directly, which takes what fits. What then fits may be room that was there
-//! from the start; a client that takes nothing is therefore cut after one to two times the limit.
+//! make. So before it gives up, the guard goes on asking the kernel directly, which takes what fits, until it takes no more: only then is
+//! judged what the client took. What then fits may be room that was there from the start; a client that takes nothing is therefore cut after
+//! one to two times the limit.
 //!
 //! It sits below TLS, so that a handshake and a `close_notify` are bound by it as well.
 
@@ -42,6 +43,8 @@ pub(super) struct Guard {
     /// Bytes accepted in this window.
     taken: u64,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The time is up, and the kernel is asked directly until it has no room.
+    probing: bool,
     /// The timer has yet to fire. It is set anew only when it fired, not at every blocked write: firing early is cheap and rare.
     armed: bool,
     linger: Option<Pin<Box<Sleep>>>,
@@ -49,7 +52,7 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(socket: TcpStream, stall: Duration) -> Self {
-        Self { socket, stall, blocked: None, earlier: Duration::ZERO, taken: 0, timer: None, armed: false, linger: None }
+        Self { socket, stall, blocked: None, earlier: Duration::ZERO, taken: 0, timer: None, probing: false, armed: false, linger: None }
     }
 
     /// The socket took, or had no room for, a part of `offered`.
@@ -72,11 +75,29 @@ impl Guard {
         }
     }
 
-    /// The socket is full: Pending until the time is up, then a last try, then the end.
+    /// The socket is full: Pending until the time is up, then what the kernel still takes, then the end.
     #[cold]
     fn full(&mut self, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             let since = *self.blocked.get_or_insert_with(Instant::now);
+            if self.probing {
+                let last = send_now(&self.socket, offered)?;
+                self.taken += last as u64;
+                if last == offered.iter().map(|slice| slice.len()).sum::<usize>() {
+                    return Poll::Ready(Ok(last));
+                }
+                if self.taken < MIN_RATE.saturating_mul(self.stall.as_secs()).max(1) {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("the client took {} bytes in the {:?} it was waited for", self.taken, self.stall),
+                    )));
+                }
+                (self.probing, self.earlier, self.taken, self.blocked) = (false, Duration::ZERO, 0, None);
+                if last > 0 {
+                    return Poll::Ready(Ok(last));
+                }
+                continue;
+            }
             let end = since + self.stall.saturating_sub(self.earlier);
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
             if !self.armed {
@@ -85,30 +106,17 @@ impl Guard {
             }
             ready!(timer.as_mut().poll(cx));
             self.armed = false;
-            if Instant::now() < end {
-                continue;
-            }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let last = match sendmsg(&self.socket, offered, &mut SendAncillaryBuffer::default(), flags) {
-                Ok(bytes) => bytes,
-                Err(Errno::AGAIN) => 0,
-                Err(error) => return Poll::Ready(Err(error.into())),
-            };
-            let taken = self.taken + last as u64;
-            let has_room = last == offered.iter().map(|slice| slice.len()).sum::<usize>();
-            if !has_room && taken < MIN_RATE.saturating_mul(self.stall.as_secs()).max(1) {
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("the client took {taken} bytes in the {:?} it was waited for", self.stall),
-                )));
-            }
-            (self.earlier, self.taken) = (Duration::ZERO, 0);
-            if last > 0 {
-                self.blocked = None;
-                return Poll::Ready(Ok(last));
-            }
-            // Most was taken at the start of the window, as buffers filled. The next one began when the socket was last full.
+            self.probing = Instant::now() >= end;
         }
+    }
+}
+
+/// What the kernel takes at once, whatever epoll said; 0 when it has no room.
+fn send_now(socket: &TcpStream, offered: &[IoSlice<'_>]) -> io::Result<usize> {
+    match sendmsg(socket, offered, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Ok(bytes) => Ok(bytes),
+        Err(Errno::AGAIN) => Ok(0),
+        Err(error) => Err(error.into()),
     }
 }
 

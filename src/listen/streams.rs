@@ -5,16 +5,14 @@
 //! counted here, in atomics, and the connection's task looks every few seconds.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http_body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::Limits;
+use super::{Limits, MIN_RATE};
 
 /// What to do with a connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +21,7 @@ pub(super) enum Advice {
     Keep,
     /// It has no stream: tell it to go.
     Close,
-    /// It has streams and took nothing from any of them.
+    /// It has streams and takes next to nothing, or was told to go and stays.
     Cut,
 }
 
@@ -37,13 +35,28 @@ struct Inner {
     open: AtomicUsize,
     /// Those of them that wait for the service, or for its body, and so not for the client.
     serving: AtomicUsize,
+    /// Bytes that bodies have given.
+    given: AtomicU64,
     /// Milliseconds after `start` at which a stream last came, moved or ended.
     moved: AtomicU64,
 }
 
+/// Looks at the streams of a connection every now and then.
+pub(super) struct Watch {
+    streams: Streams,
+    /// Since when a stream has waited for the client at every look, and what had been given then.
+    waiting: Option<(Instant, u64)>,
+}
+
 impl Streams {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { start: Instant::now(), open: AtomicUsize::new(0), serving: AtomicUsize::new(0), moved: AtomicU64::new(0) }))
+        Self(Arc::new(Inner {
+            start: Instant::now(),
+            open: AtomicUsize::new(0),
+            serving: AtomicUsize::new(0),
+            given: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        }))
     }
 
     /// A request came.
@@ -51,19 +64,12 @@ impl Streams {
         self.0.open.fetch_add(1, Relaxed);
         self.0.serving.fetch_add(1, Relaxed);
         self.moved();
-        Stream { streams: self.clone(), serving: true }
+        Stream { streams: self.clone(), serving: true, turn: None }
     }
 
-    pub(super) fn advice(&self, limits: &Limits) -> Advice {
-        let open = self.0.open.load(Relaxed);
-        let still = self.0.start.elapsed().saturating_sub(Duration::from_millis(self.0.moved.load(Relaxed)));
-        if open == 0 && still >= limits.header {
-            Advice::Close
-        } else if open > self.0.serving.load(Relaxed) && still >= limits.stall {
-            Advice::Cut
-        } else {
-            Advice::Keep
-        }
+    /// Somebody to look at them.
+    pub(super) fn watch(&self) -> Watch {
+        Watch { streams: self.clone(), waiting: None }
     }
 
     fn moved(&self) {
@@ -72,20 +78,67 @@ impl Streams {
     }
 }
 
+impl Watch {
+    /// As [`Guard`](super::guard::Guard) does it with a socket: who keeps the server waiting for [`Limits::stall`] and takes less than
+    /// [`MIN_RATE`] meanwhile is cut. What is asked for beside does not count, or a request a minute would hold a hundred others for ever.
+    pub(super) fn advice(&mut self, limits: &Limits) -> Advice {
+        let inner = &*self.streams.0;
+        let open = inner.open.load(Relaxed);
+        if open == 0 {
+            self.waiting = None;
+            let still = inner.start.elapsed().saturating_sub(Duration::from_millis(inner.moved.load(Relaxed)));
+            // Told to go it has as long again, for what it asked before it heard.
+            return if still >= limits.header * 2 {
+                Advice::Cut
+            } else if still >= limits.header {
+                Advice::Close
+            } else {
+                Advice::Keep
+            };
+        }
+        if open <= inner.serving.load(Relaxed) {
+            self.waiting = None;
+            return Advice::Keep;
+        }
+        let given = inner.given.load(Relaxed);
+        let (since, before) = *self.waiting.get_or_insert_with(|| (Instant::now(), given));
+        if since.elapsed() < limits.stall {
+            return Advice::Keep;
+        }
+        self.waiting = None;
+        if given - before < MIN_RATE.saturating_mul(limits.stall.as_secs()).max(1) { Advice::Cut } else { Advice::Keep }
+    }
+}
+
 /// One request, until its answer ends.
 pub(super) struct Stream {
     streams: Streams,
     serving: bool,
+    /// Its leave to be served, from when it has it.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Stream {
-    fn serving(&mut self, serving: bool) {
+    /// Keeps the leave to be served until its end.
+    pub(super) fn in_turn(mut self, turn: OwnedSemaphorePermit) -> Self {
+        self.turn = Some(turn);
+        self
+    }
+
+    /// The body gave so many bytes, which now wait for the client.
+    pub(super) fn gave(&mut self, bytes: u64) {
+        self.streams.0.given.fetch_add(bytes, Relaxed);
+        self.serving(false);
+        self.streams.moved();
+    }
+
+    /// Whether it waits for the server, or else for the client.
+    pub(super) fn serving(&mut self, serving: bool) {
         if self.serving != serving {
             self.serving = serving;
             let count = &self.streams.0.serving;
             _ = if serving { count.fetch_add(1, Relaxed) } else { count.fetch_sub(1, Relaxed) };
         }
-        self.streams.moved();
     }
 }
 
@@ -93,38 +146,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.serving(false);
         self.streams.0.open.fetch_sub(1, Relaxed);
-    }
-}
-
-/// An answer's body that tells whether it waits for its source or for the client.
-pub(super) struct Watched<B> {
-    body: Pin<Box<B>>,
-    stream: Stream,
-}
-
-impl<B> Watched<B> {
-    pub(super) fn new(body: B, mut stream: Stream) -> Self {
-        stream.serving(false);
-        Self { body: Box::pin(body), stream }
-    }
-}
-
-impl<B: Body> Body for Watched<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = self.body.as_mut().poll_frame(cx);
-        self.stream.serving(frame.is_pending());
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.streams.moved();
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
+use crate::listen;
 use crate::observe::Line;
 
 /// How often a body asks for its content anew: a held file that cannot be read, the transfer that replaces it and cannot be
@@ -79,7 +80,19 @@ struct Place {
 enum Part {
     Text(Bytes),
     Range(Content, u64, Option<u64>),
+    Many(Many),
 }
+
+/// The ranges that are still to come. A thousand of them wait as numbers; the text before each is made when it is sent.
+struct Many {
+    content: Content,
+    ranges: std::vec::IntoIter<Range<u64>>,
+    head: Head,
+    end: Bytes,
+}
+
+/// Makes the text that stands before a range.
+type Head = Box<dyn Fn(&Range<u64>) -> Bytes + Send>;
 
 /// The part that is being sent.
 enum Flow {
@@ -112,16 +125,11 @@ impl Body {
     }
 
     /// Ranges of a content, each after a text of its own, and a text at the end (`multipart/byteranges`).
-    pub fn ranges(content: &Content, ranges: Vec<(Bytes, Range<u64>)>, end: Bytes) -> Self {
-        let mut left = end.len() as u64;
-        let mut parts = VecDeque::with_capacity(ranges.len() * 2 + 1);
-        for (text, range) in ranges {
-            left += text.len() as u64 + (range.end - range.start);
-            parts.push_back(Part::Text(text));
-            parts.push_back(Part::Range(content.clone(), range.start, Some(range.end)));
-        }
-        parts.push_back(Part::Text(end));
-        Self { left: Some(left), parts, ..Self::default() }
+    pub fn ranges(content: Content, ranges: Vec<Range<u64>>, head: Head, end: Bytes) -> Self {
+        let length = |range: &Range<u64>| head(range).len() as u64 + (range.end - range.start);
+        let left = ranges.iter().map(length).sum::<u64>() + end.len() as u64;
+        let many = Many { content, ranges: ranges.into_iter(), head, end };
+        Self { left: Some(left), parts: VecDeque::from([Part::Many(many)]), ..Self::default() }
     }
 
     /// Its length, where it is known.
@@ -184,7 +192,21 @@ impl Body {
                     None => self.current = None,
                 }
             }
-            let Some(part) = self.parts.pop_front() else { return Poll::Ready(None) };
+            let part = match self.parts.pop_front() {
+                None => return Poll::Ready(None),
+                Some(Part::Many(mut many)) => {
+                    match many.ranges.next() {
+                        Some(range) => {
+                            self.parts.push_back(Part::Text((many.head)(&range)));
+                            self.parts.push_back(Part::Range(many.content.clone(), range.start, Some(range.end)));
+                            self.parts.push_back(Part::Many(many));
+                        }
+                        None => self.parts.push_back(Part::Text(many.end)),
+                    }
+                    continue;
+                }
+                Some(part) => part,
+            };
             self.place = part.place();
             match part.begin() {
                 Ok(flow) => self.current = Some(flow),
@@ -230,7 +252,7 @@ impl Body {
 impl Part {
     fn place(&self) -> Option<Place> {
         match self {
-            Self::Text(_) | Self::Range(Content::Memory(_), ..) => None,
+            Self::Text(_) | Self::Many(_) | Self::Range(Content::Memory(_), ..) => None,
             Self::Range(content, at, end) => Some(Place { content: content.clone(), at: *at, end: *end }),
         }
     }
@@ -238,6 +260,8 @@ impl Part {
     fn begin(self) -> Result<Flow, Failure> {
         Ok(match self {
             Self::Text(bytes) => Flow::Bytes(bytes),
+            // Taken apart before it begins.
+            Self::Many(many) => Flow::Bytes(many.end),
             Self::Range(Content::Memory(bytes), start, end) => {
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 Flow::Bytes(bytes.slice(at(start)..at(end.unwrap_or(u64::MAX))))
@@ -251,7 +275,7 @@ impl Part {
 }
 
 async fn next(mut reader: Reader) -> (Reader, Result<Option<Bytes>, Failure>) {
-    let bytes = reader.next().await;
+    let bytes = reader.next_upto(listen::piece).await;
     (reader, bytes)
 }
 
@@ -295,7 +319,7 @@ fn poll_file(
     if *at >= end {
         return Poll::Ready(None);
     }
-    let max = end - *at;
+    let max = listen::piece().min(end - *at);
     let read = loop {
         if let Some(handle) = waiting {
             let joined = ready!(Pin::new(handle).poll(context));
@@ -376,9 +400,9 @@ mod tests {
         let range = Body::range(content.clone(), &(2..5));
         assert_eq!(range.len(), Some(3));
         assert_eq!(range.collect().await.expect("whole").to_bytes(), "234");
-        let parts = vec![(Bytes::from_static(b"<a>"), 0..1), (Bytes::from_static(b"<b>"), 8..10)];
-        let body = Body::ranges(&content, parts, Bytes::from_static(b"<end>"));
-        let expected = "<a>0<b>89<end>";
+        let head = |range: &Range<u64>| Bytes::from(format!("<{}>", range.start));
+        let body = Body::ranges(content, vec![0..1, 8..10], Box::new(head), Bytes::from_static(b"<end>"));
+        let expected = "<0>0<8>89<end>";
         assert_eq!(body.len(), Some(expected.len() as u64));
         assert_eq!(body.collect().await.expect("whole").to_bytes(), expected);
     }

@@ -11,6 +11,7 @@ mod config; // the configuration and the command line, as a script sees them
 mod kit; // the kit does what it says: faults are visible, counts are right, gates order things
 
 mod corpus; // the fuzz targets' seeds, replayed: what once broke a parser breaks none again
+mod crowd; // thousands that dawdle, flood or leave: bounded, and nobody else notices
 mod disk; // kill -9, full disks, lost indexes, rotten files; the size limit
 mod drain; // SIGTERM with bodies in flight; idle connections; the deadline
 mod edge; // hostile requests: answered in the registry's words, nothing contacted, nothing told

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod client;
+pub mod frames;
 pub mod gate;
 pub mod inject;
 pub mod lack;
@@ -15,6 +16,7 @@ pub mod registry;
 pub mod scene;
 pub mod tally;
 pub mod tls;
+pub mod vitals;
 pub mod volume;
 
 /// Bytes in a KiB.

@@ -25,7 +25,7 @@ async fn hostile_requests() {
     for (what, bytes, expected) in [
         ("a good one", "GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), &[200][..]),
         ("two good ones", format!("GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n{next}"), &[200, 200]),
-        ("a long target", format!("GET /{target} HTTP/1.1\r\nHost: a\r\n\r\n"), &[414]),
+        ("a long target", format!("GET /{target} HTTP/1.1\r\nHost: a\r\n\r\n"), &[431]),
         ("too many headers", format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), &[431]),
         ("a huge header", format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"), &[431]),
         ("no colon", "GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n".into(), &[400]),

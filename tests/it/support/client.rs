@@ -2,7 +2,7 @@
 //!
 //! It follows no redirect, retries nothing, and opens a connection for every request unless told otherwise.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -15,7 +15,7 @@ use millpond::oci::{Algorithm, Digest, Hasher};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -38,6 +38,7 @@ pub struct Ask {
     body: Bytes,
     http2: bool,
     tls: Arc<ClientConfig>,
+    source: IpAddr,
 }
 
 /// A connection that takes one request after the other.
@@ -124,7 +125,15 @@ impl Ask {
     /// Any method.
     pub fn new(method: Method, url: &str) -> Self {
         let url = Url::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
-        Self { method, url, headers: Vec::new(), body: Bytes::new(), http2: false, tls: tls::client(None) }
+        Self {
+            method,
+            url,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            http2: false,
+            tls: tls::client(None),
+            source: Ipv4Addr::UNSPECIFIED.into(),
+        }
     }
 
     /// With one more header.
@@ -169,6 +178,12 @@ impl Ask {
         self
     }
 
+    /// From this address of the loopback: a client of another household.
+    pub fn from(mut self, source: [u8; 4]) -> Self {
+        self.source = source.into();
+        self
+    }
+
     /// Sends it on a connection of its own; done when the head of the answer is here.
     pub async fn try_stream(self) -> Result<Stream, Unanswered> {
         // On the heap: a handshake is large, and tests hold many of these.
@@ -206,7 +221,11 @@ impl Ask {
 impl Connection {
     /// Connects to where the request goes, without sending it.
     pub async fn open(ask: &Ask) -> Result<Self, Unanswered> {
-        let tcp = TcpStream::connect(&*ask.url.socket_addrs(|| None)?).await?;
+        let socket = TcpSocket::new_v4()?;
+        if !ask.source.is_unspecified() {
+            socket.bind((ask.source, 0).into())?;
+        }
+        let tcp = socket.connect(ask.url.socket_addrs(|| None)?[0]).await?;
         tcp.set_nodelay(true)?;
         if ask.url.scheme() == "http" {
             return Self::handshake(tcp, ask.http2).await;
@@ -230,9 +249,16 @@ impl Connection {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(ask.body)).expect("headers of a test are valid");
+        // After a body that was read to its end the connection is ready a moment later.
         let response: Response<Incoming> = match &mut self.sender {
-            Sender::One(sender) => sender.send_request(request).await?,
-            Sender::Two(sender) => sender.send_request(request).await?,
+            Sender::One(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Two(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
         };
         let (head, body) = response.into_parts();
         Ok(Stream { status: head.status.as_u16(), headers: head.headers, body, connection: None })

@@ -1,5 +1,6 @@
 //! The mirror as its users run it: the program, a configuration file and signals.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::process::{ExitStatus, Stdio};
@@ -9,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::super::patience::within;
+use super::super::vitals::Vitals;
 use super::{Builder, Place};
 
 /// A running program. Dropped, it is killed.
@@ -44,6 +46,10 @@ impl Process {
         command.arg("serve").arg("--config").arg(&file).current_dir(settings.home());
         // Nothing of this machine is to be found, neither settings nor proxies.
         command.env_clear().env("HOME", settings.home()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        if settings.quiet {
+            let log = File::create(settings.home().join("log")).unwrap();
+            command.env("RUST_LOG", "warn").stderr(log);
+        }
         dress(&mut command);
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
@@ -81,6 +87,16 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("it was not waited for");
         kill_process(pid, signal).unwrap();
+    }
+
+    /// What it holds now.
+    pub fn vitals(&self) -> Vitals {
+        Vitals::of(self.child.id().expect("it was not waited for"))
+    }
+
+    /// What it has complained about, if it is [`Builder::quiet`].
+    pub fn complaints(&self) -> String {
+        std::fs::read_to_string(self.settings.home().join("log")).unwrap()
     }
 
     /// Its settings and its folder.

@@ -1,0 +1,299 @@
+//! What answers hold in memory for clients that have not taken it yet: counted for the whole listener, and kept small when there are many.
+//!
+//! hyper takes a piece of a body before it knows whether the client has room for it, and HTTP/2 takes one for every stream, even with no window
+//! at all. Alone that is nothing; times a thousand clients that do not read it would be hundreds of megabytes. So each piece is counted from
+//! when a body gives it until the last of its bytes is sent ([`Held`]). While less than [`AMPLE`] is out, every body gives pieces of
+//! [`PIECE_MAX`]. Beyond, a body gives [`PIECE_MIN`] at a time, and the next when the last is gone; only who has proved to read quickly
+//! goes on with large ones, until [`MOST`] is out.
+//!
+//! A body learns how much it may give from [`piece`], which is true while it is polled.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::streams::Stream;
+
+/// Bytes of a piece, when all is well. Larger gains nothing on loopback.
+pub const PIECE_MAX: u64 = 64 << 10;
+
+/// Bytes of a piece in a crowd. 8192 connections that take nothing hold 64 MiB of them, as much again over TLS.
+pub(super) const PIECE_MIN: u64 = 8 << 10;
+
+/// Bytes in hand up to which nobody needs to save: 96 clients with a large piece each.
+pub(super) const AMPLE: u64 = 6 << 20;
+
+/// Bytes in hand beyond which everybody saves, however quick: with a thousand connections it leaves the process below 100 MB.
+pub(super) const MOST: u64 = 32 << 20;
+
+/// Bytes that a client takes without a [`PAUSE`] when it is quick. More than the buffers of both kernels usually hold: they take as quickly for a client that reads nothing.
+const QUICK: u64 = 8 << 20;
+
+/// Between two pieces. Longer, and the client waits less for the server than the server for it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// Set before a body is polled; it is polled to the end of its piece on the same thread.
+    static PIECE: Cell<u64> = const { Cell::new(PIECE_MAX) };
+}
+
+/// How many bytes the body that is being polled should give at the most. Giving more is no fault, where they are in memory already.
+pub fn piece() -> u64 {
+    PIECE.get()
+}
+
+/// Bytes in hand, of all answers of a listener. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Hands(Arc<AtomicU64>);
+
+/// The piece of one answer that is in hand.
+#[derive(Default)]
+struct Hand {
+    bytes: AtomicU64,
+    emptied: AtomicWaker,
+}
+
+/// Bytes that count as in hand until they are dropped, which is when they were sent.
+pub(super) struct Held<D> {
+    data: D,
+    bytes: u64,
+    hand: Arc<Hand>,
+    hands: Hands,
+}
+
+impl<D> Held<D> {
+    fn new(data: D, bytes: u64, hand: &Arc<Hand>, hands: &Hands) -> Self {
+        hands.0.fetch_add(bytes, Ordering::Relaxed);
+        hand.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { data, bytes, hand: Arc::clone(hand), hands: hands.clone() }
+    }
+}
+
+impl<D> Drop for Held<D> {
+    fn drop(&mut self) {
+        self.hands.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        // Release: who sees an empty hand sees it after the piece was sent.
+        if self.hand.bytes.fetch_sub(self.bytes, Ordering::AcqRel) == self.bytes {
+            self.hand.emptied.wake();
+        }
+    }
+}
+
+impl<D: Buf> Buf for Held<D> {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
+        self.data.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.data.advance(bytes);
+    }
+}
+
+/// An answer's body that gives no more than its client's share.
+pub(super) struct Paced<B> {
+    body: Pin<Box<B>>,
+    hands: Hands,
+    hand: Arc<Hand>,
+    /// Bytes given since the client last kept the server waiting, and when the last of them were.
+    run: u64,
+    last: Option<Instant>,
+    /// On HTTP/2: told whether the answer waits for its source or for the client.
+    stream: Option<Stream>,
+}
+
+impl<B: Body> Paced<B> {
+    pub(super) fn new(body: B, hands: Hands, mut stream: Option<Stream>) -> Self {
+        if let Some(stream) = &mut stream {
+            // An empty body is never polled.
+            stream.serving(false);
+        }
+        Self { body: Box::pin(body), hands, hand: Arc::default(), run: 0, last: None, stream }
+    }
+
+    /// How much may be given now; waits for the client where there is a crowd.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<u64> {
+        let out = self.hands.0.load(Ordering::Relaxed);
+        if out < AMPLE {
+            return Poll::Ready(PIECE_MAX);
+        }
+        if self.last.is_some_and(|last| last.elapsed() > PAUSE) {
+            self.run = 0;
+        }
+        if self.run >= QUICK && out < MOST {
+            return Poll::Ready(PIECE_MAX);
+        }
+        if self.hand.bytes.load(Ordering::Acquire) == 0 {
+            return Poll::Ready(PIECE_MIN);
+        }
+        self.hand.emptied.register(cx.waker());
+        // It may have been emptied before the waker was there.
+        if self.hand.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(PIECE_MIN) } else { Poll::Pending }
+    }
+
+    fn tell(&mut self, tell: impl FnOnce(&mut Stream)) {
+        if let Some(stream) = &mut self.stream {
+            tell(stream);
+        }
+    }
+}
+
+impl<B: Body> Body for Paced<B> {
+    type Data = Held<B::Data>;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
+        let this = &mut *self;
+        let Poll::Ready(piece) = this.poll_turn(cx) else {
+            this.tell(|stream| stream.serving(false));
+            return Poll::Pending;
+        };
+        PIECE.set(piece);
+        let polled = this.body.as_mut().poll_frame(cx);
+        PIECE.set(PIECE_MAX);
+        if polled.is_pending() {
+            this.tell(|stream| stream.serving(true));
+        }
+        let frame = ready!(polled);
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_data(|data| {
+                    let bytes = data.remaining() as u64;
+                    this.tell(|stream| stream.gave(bytes));
+                    this.run += bytes;
+                    this.last = (this.hands.0.load(Ordering::Relaxed) >= AMPLE / 2).then(Instant::now);
+                    Held::new(data, bytes, &this.hand, &this.hands)
+                })
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// Gives as much as it may, for ever.
+    struct Endless;
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            let bytes = vec![7; usize::try_from(piece()).unwrap()];
+            Poll::Ready(Some(Ok(Frame::data(bytes.into()))))
+        }
+    }
+
+    /// The next piece, if there is one now.
+    fn give(body: &mut Paced<Endless>, waker: &std::task::Waker) -> Option<Held<Bytes>> {
+        match Pin::new(body).poll_frame(&mut Context::from_waker(waker)) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            _ => None,
+        }
+    }
+
+    fn take(body: &mut Paced<Endless>) -> Option<u64> {
+        give(body, std::task::Waker::noop()).map(|held| held.remaining() as u64)
+    }
+
+    /// As if others had so much in hand.
+    fn others(hands: &Hands, bytes: u64) {
+        hands.0.store(bytes, Ordering::Relaxed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn alone_a_client_may_have_what_it_wants() {
+        let hands = Hands::default();
+        let mut body = Paced::new(Endless, hands.clone(), None);
+        let held: Vec<_> = (0..10).map(|_| give(&mut body, std::task::Waker::noop()).unwrap()).collect();
+        assert!(held.iter().all(|held| held.remaining() as u64 == PIECE_MAX));
+        assert_eq!(hands.0.load(Ordering::Relaxed), 10 * PIECE_MAX);
+        drop(held);
+        assert_eq!(hands.0.load(Ordering::Relaxed), 0, "what was sent is in nobody's hand");
+        assert_eq!(piece(), PIECE_MAX, "outside of a poll nothing is asked to be small");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_crowd_it_is_one_small_piece_at_a_time() {
+        let hands = Hands::default();
+        others(&hands, AMPLE);
+        let mut body = Paced::new(Endless, hands.clone(), None);
+        let (woken, waker) = counter();
+        let first = give(&mut body, &waker).unwrap();
+        assert_eq!(first.remaining() as u64, PIECE_MIN);
+        assert!(give(&mut body, &waker).is_none(), "the first is not sent yet");
+        assert_eq!(woken.count(), 0);
+        drop(first);
+        assert_eq!(woken.count(), 1);
+        assert_eq!(take(&mut body), Some(PIECE_MIN));
+        // The crowd goes: all as before.
+        others(&hands, 0);
+        assert_eq!(take(&mut body), Some(PIECE_MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_quickly_has_large_pieces_until_it_pauses() {
+        let hands = Hands::default();
+        others(&hands, AMPLE);
+        let mut body = Paced::new(Endless, hands.clone(), None);
+        let small = std::iter::from_fn(|| take(&mut body).filter(|&bytes| bytes == PIECE_MIN)).count() as u64;
+        assert_eq!(small, QUICK / PIECE_MIN);
+        assert_eq!(take(&mut body), Some(PIECE_MAX));
+        others(&hands, MOST);
+        assert_eq!(take(&mut body), Some(PIECE_MIN), "there is too much in hand for anybody");
+        others(&hands, AMPLE);
+        assert_eq!(take(&mut body), Some(PIECE_MAX));
+        tokio::time::advance(PAUSE * 2).await;
+        assert_eq!(take(&mut body), Some(PIECE_MIN));
+    }
+
+    /// A waker that counts.
+    fn counter() -> (Arc<Woken>, std::task::Waker) {
+        let woken = Arc::new(Woken::default());
+        (Arc::clone(&woken), std::task::Waker::from(woken))
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+
+    impl Woken {
+        fn count(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
