@@ -109,6 +109,8 @@ struct Shared {
     file: OnceLock<Arc<File>>,
     /// The disk takes what is written and does not give it back.
     unreadable: AtomicBool,
+    /// What is read is no transfer, but a file that is held and being verified.
+    held: AtomicBool,
     blamed: Blamed,
     window: Mutex<Window>,
     /// Readers of a window tell the writer that they moved on.
@@ -133,6 +135,7 @@ pub(crate) fn growing_on(digest: Digest, blamed: &Blamed) -> (Writer, Growing) {
         progress,
         file: OnceLock::new(),
         unreadable: AtomicBool::new(false),
+        held: AtomicBool::new(false),
         blamed: blamed.clone(),
         window: Mutex::default(),
         moved: Notify::new(),
@@ -205,6 +208,11 @@ impl Growing {
     /// Whether it goes to the disk; what does not is gone when it has been read.
     pub fn is_stored(&self) -> bool {
         self.0.window().from.is_none()
+    }
+
+    /// Whether this is a held blob that is only verified again, and no upstream is asked for it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.held.load(Ordering::Acquire)
     }
 
     /// Whether a reader that starts at `start` can still be served: of a window that has moved on, what nobody could have had
@@ -334,6 +342,11 @@ impl Drop for Reader {
 }
 
 impl Writer {
+    /// Tells readers whether the blob comes from a held file: for before it is opened.
+    pub(crate) fn set_held(&self, held: bool) {
+        self.0.held.store(held, Ordering::Release);
+    }
+
     /// The readers' side of the same blob.
     pub(crate) fn growing(&self) -> Growing {
         Growing(self.0.clone())

@@ -30,7 +30,10 @@ impl<S: Source> Fill<S> {
             }
             // Readers have the bad file open, and clients its size: what comes from the upstream is for those who come next.
             Checked::Bad if self.permit.writer().has_released() => Err(Failure::Corrupt),
-            Checked::Bad => Ok(false),
+            Checked::Bad => {
+                self.permit.writer().set_held(false);
+                Ok(false)
+            }
             Checked::Stopped => Err(Failure::Abandoned),
         }
     }
@@ -61,6 +64,7 @@ fn verify(suspect: &Suspect, permit: &Permit, cache: &Cache, stop: &Cancellation
             Ok(0) => break,
             Ok(read) => {
                 if early && offset == 0 {
+                    writer.set_held(true);
                     // Not before something of it could be read: another file can take its place only as long as no reader
                     // has this one.
                     writer.open(Some(size), Some(file.clone()));
@@ -84,6 +88,7 @@ fn verify(suspect: &Suspect, permit: &Permit, cache: &Cache, stop: &Cancellation
     }
     cache.trust(suspect);
     if !early {
+        writer.set_held(true);
         writer.open(Some(size), Some(file.clone()));
     }
     writer.finish(size);

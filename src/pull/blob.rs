@@ -73,13 +73,11 @@ impl Pull {
         repository: &Repository,
         shown: bool,
     ) -> Result<Answer<BlobAnswer>, Failure> {
-        // A file that only has to be verified again is held.
-        let outcome = if permit.has_suspect() { Outcome::Hit } else { Outcome::Miss };
         let (repository, digest) = (repository.clone(), permit.digest());
         let source = UpstreamBlob::new(self, upstream, repository, digest, shown).await;
         let growing = fill::start(permit, source, self.0.fills.clone());
         growing.opened().await?;
-        Ok(arriving(growing, outcome))
+        Ok(arriving(growing, Outcome::Miss))
     }
 
     fn blob_error(&self, failure: &Failure) -> Error {
@@ -150,7 +148,11 @@ impl Pull {
 }
 
 fn arriving(growing: Growing, outcome: Outcome) -> Answer<BlobAnswer> {
-    let outcome = if growing.is_stored() { outcome } else { Outcome::Bypass };
+    let outcome = match () {
+        () if growing.is_held() => Outcome::Hit,
+        () if growing.is_stored() => outcome,
+        () => Outcome::Bypass,
+    };
     Answer { content: BlobAnswer::Growing(growing), outcome }
 }
 
