@@ -22,6 +22,7 @@ mod admit;
 mod audit;
 mod blamed;
 mod blobs;
+mod boot;
 mod evict;
 mod flight;
 mod folder;

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admit::{Kept, NotStored};
 use super::blobs::{BlobFile, Blobs, total_bytes};
+use super::boot;
 use super::flight::Flights;
 use super::folder::{Durability, Folder, Stamp, sync_dir};
 use super::hot::{Hot, Links};
@@ -42,7 +43,9 @@ impl Cache {
             MaxSize::Percent(percent) => total / 100 * u64::from(percent),
         };
         let clean = take_clean(folder.root());
-        let (index, opened) = Index::open(&folder.root().join("index"));
+        let index = folder.root().join("index");
+        boot::forget_what_a_dead_host_knew(&folder, &index, clean.is_some(), boot::this());
+        let (index, opened) = Index::open(&index);
         let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
         let cache = Self(Arc::new(Inner {
             blobs: Blobs::new(folder.clone()),

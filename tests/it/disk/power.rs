@@ -99,6 +99,8 @@ async fn boots(plain: &Registry, cut: &Path, images: &[Pushed]) -> Duration {
     let settings = Builder::new().upstream("docker.io", plain).max_size("12MiB");
     let disk = Volume::mount(cut, &settings.data(), "").unwrap();
     settings.audit().assert_sound();
+    // The kernel of the next boot is another one.
+    std::fs::write(settings.data().join("BOOT"), "another").unwrap();
     let began = Instant::now();
     let program = settings.clone().spawn().await;
     for image in images {
