@@ -126,6 +126,12 @@ impl Builder {
         self.set(&upstream(name), "username", &text(user)).set(&upstream(name), "password_file", &file)
     }
 
+    /// Whose login at this upstream was taken out again.
+    pub fn no_login(mut self, name: &str) -> Self {
+        self.lines.entry(upstream(name)).or_default().retain(|key, _| key != "username" && key != "password_file");
+        self
+    }
+
     /// That serves what only its login can see to anyone.
     pub fn private_to_anyone(self, name: &str) -> Self {
         self.set(&upstream(name), "private", "\"anyone\"")
