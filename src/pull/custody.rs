@@ -61,10 +61,16 @@ impl Pull {
         if self.0.memory.closed.get(repository).is_some() {
             return Custody::Closed;
         }
+        if self.0.memory.unsure.get(repository).is_some() {
+            return Custody::Unsure;
+        }
         match tokio::time::timeout(LOOK_PATIENCE, self.look(upstream, repository, what)).await {
             Ok(Some(Sight::Shown)) => Custody::Open,
             Ok(Some(Sight::Refused | Sight::Absent)) => Custody::Closed,
-            Ok(None) | Err(_) => Custody::Unsure,
+            Ok(None) | Err(_) => {
+                self.0.memory.unsure.put(repository.clone(), ());
+                Custody::Unsure
+            }
         }
     }
 

@@ -19,8 +19,13 @@ const ABSENT_FOR: Duration = Duration::from_secs(10);
 /// How long an upstream that could not answer is left alone by those who hold something.
 pub(super) const REST_FOR: Duration = Duration::from_secs(10);
 
-/// How long it is remembered whether anybody may see a repository.
-const VISIBLE_FOR: Duration = Duration::from_secs(300);
+/// How long it is believed that anybody may see a repository: as long as a tag is. Whoever makes one private does not wait
+/// longer than that for this mirror.
+const VISIBLE_FOR: Duration = Duration::from_secs(60);
+
+/// How long it is remembered that a repository was closed to those without a login, when something is fetched there with
+/// one. Clients without one are not kept out by this.
+const CLOSED_FOR: Duration = Duration::from_secs(300);
 
 /// How long an endpoint that sent wrong bytes for a digest is asked last for it: as long as a bad copy may well lie in
 /// somebody's cache.
@@ -52,6 +57,8 @@ pub(super) struct Memory {
     pub(super) public: Recent<Repository, ()>,
     /// Repositories of which nobody without a login was shown what was got with one.
     pub(super) closed: Recent<Repository, ()>,
+    /// Repositories of which it could not be asked a moment ago whether anybody may see them.
+    pub(super) unsure: Recent<Repository, ()>,
     /// Digests for which an upstream said yes in a repository.
     pub(super) claimed: Recent<(Repository, Digest), ()>,
     /// Held digests that a repository may show, whoever brought them: that does not change any more.
@@ -77,7 +84,8 @@ impl Memory {
             awaited: Recent::new(ENTRIES_MAX, tag_ttl.max(Duration::from_secs(600))),
             absent: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             public: Recent::new(ENTRIES_MAX, VISIBLE_FOR),
-            closed: Recent::new(ENTRIES_MAX, VISIBLE_FOR),
+            closed: Recent::new(ENTRIES_MAX, CLOSED_FOR),
+            unsure: Recent::new(ENTRIES_MAX, REST_FOR),
             claimed: Recent::new(ENTRIES_MAX, CLEARED_FOR),
             cleared: Recent::new(ENTRIES_MAX, CLEARED_FOR),
             hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),

@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
 use hyper::http::response::Parts;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
@@ -318,7 +317,14 @@ struct Tags {
 #[derive(Deserialize)]
 struct Index {
     #[serde(rename = "manifests")]
-    _manifests: Vec<IgnoredAny>,
+    _manifests: Vec<Named>,
+}
+
+/// What is no descriptor is nothing that a client should have to read: brackets a hundred thousand deep, say.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "digest")]
+    _digest: String,
 }
 
 fn tag_page(headers: &HeaderMap, bytes: &[u8], last: Option<&str>) -> Option<TagPage> {

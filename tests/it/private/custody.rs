@@ -360,3 +360,21 @@ async fn many_who_may_have_it_are_one_fetch_and_no_question_more() {
     assert_eq!(scene.hub.count(Kind::Blob.head().of(layer.digest)), 0, "{}", scene.hub.story());
     scene.is_sound().await;
 }
+
+#[tokio::test]
+async fn what_becomes_private_is_so_within_a_minute() {
+    let (scene, _, public) = scene(|builder| builder).await;
+    pull(&scene.mirror.url(), PUBLIC, "latest").await.unwrap();
+    scene.is_sound().await;
+    scene.hub.private(PUBLIC);
+    // For how long a token is good is the registry's own affair.
+    scene.hub.revoke_tokens();
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(61)).await;
+    tokio::time::resume();
+    is_invisible_in(&scene, PUBLIC, &public).await;
+    // Who proved who they are goes on.
+    for ask in all_of(&scene.mirror.url(), PUBLIC, &public) {
+        assert!([200, 206, 304].contains(&bob(ask).send().await.status));
+    }
+}

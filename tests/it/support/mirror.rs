@@ -41,6 +41,7 @@ pub struct Builder {
     users: BTreeMap<String, String>,
     secret_paths: Vec<String>,
     tuning: Tuning,
+    traced: bool,
 }
 
 /// The limits of the server, but for those on silence: a machine that is busy with other things for half a minute is none of
@@ -77,6 +78,7 @@ impl Builder {
             users: BTreeMap::new(),
             secret_paths: Vec::new(),
             tuning: patient(),
+            traced: false,
         };
         let data = text(&builder.data().display().to_string());
         builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data).patrol("0")
@@ -195,6 +197,12 @@ impl Builder {
     /// With waits and limits that no operator sets; in process only.
     pub fn tune(mut self, change: impl FnOnce(&mut Tuning)) -> Self {
         change(&mut self.tuning);
+        self
+    }
+
+    /// That logs all that it can, into a file ([`Process::log`]); the program only.
+    pub fn traced(mut self) -> Self {
+        self.traced = true;
         self
     }
 

@@ -45,6 +45,10 @@ impl Process {
         // Nothing of this machine is to be found, neither settings nor proxies.
         command.env_clear().env("HOME", settings.home()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         dress(&mut command);
+        if settings.traced {
+            let log = std::fs::File::create(settings.home().join("log")).unwrap();
+            command.env("RUST_LOG", "trace").stderr(log);
+        }
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         (child, output)
@@ -75,6 +79,11 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it was not waited for")
+    }
+
+    /// What it has logged until now, when it is traced.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.settings.home().join("log")).unwrap()).into_owned()
     }
 
     /// Any signal.
