@@ -39,6 +39,7 @@ mod space;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod withheld;
 
 pub(crate) use admit::Kept;
 pub use audit::{Audit, Finding, audit};
@@ -47,7 +48,7 @@ pub(crate) use flight::{Coalesce, Joined};
 pub use folder::FolderError;
 pub(crate) use growing::Room;
 pub use growing::{Failure, Growing, Phase, Reader, TAIL};
-pub use repos::TagRecord;
+pub use repos::{TagRecord, Visibility};
 
 pub(crate) use blobs::BlobFile as Suspect;
 use blobs::{BlobFile, Blobs};
@@ -60,6 +61,7 @@ use pins::{Pin, Pins};
 use quarantine::Quarantine;
 use repos::Repos;
 use space::Space;
+use withheld::Withheld;
 
 /// How far ahead of a read that waits for the disk the kernel is asked to read, in bytes.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
@@ -97,6 +99,7 @@ struct Inner {
     blobs: Blobs,
     repos: Repos,
     quarantine: Quarantine,
+    withheld: Withheld,
     index: Index,
     hot: Hot,
     flights: Flights,
@@ -408,12 +411,6 @@ impl Cache {
         let repository = repository.clone();
         let look = move || keep::shown_size(&cache.links(&repository), &digest);
         tokio::task::spawn_blocking(look).await.ok().flatten()
-    }
-
-    /// Whether anybody may see a repository upstream, as far as was last known.
-    pub async fn is_public(&self, repository: &Repository) -> bool {
-        let (cache, repository) = (self.clone(), repository.clone());
-        tokio::task::spawn_blocking(move || cache.0.repos.is_public(&repository).unwrap_or(false)).await.unwrap_or(false)
     }
 
     /// Bytes held, and the limit.

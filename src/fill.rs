@@ -113,6 +113,11 @@ pub trait Source: Send + 'static {
     /// Asks for the bytes from `offset` on. The source retries what is worth retrying before it answers.
     fn open(&mut self, offset: u64) -> impl Future<Output = Result<Opened, Failure>> + Send;
 
+    /// What it sent hashes to the digest. Nobody has the whole yet, and nobody finds it; that waits for this to return.
+    fn verified(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// The size of the blob as somebody else says, who may be wrong: it decides nothing, but tells a lie from a cut.
     fn expected(&self) -> Option<u64> {
         None
@@ -255,6 +260,7 @@ impl<S: Source> Fill<S> {
         loop {
             self.receive(body).await?;
             if self.is_verified() {
+                self.source.verified().await;
                 self.permit.writer().finish(self.received);
                 return Ok(());
             }

@@ -37,7 +37,11 @@
 //! 7. Only configured upstreams are contacted; credentials reach exactly the host they are for; private content only those
 //!    who may. `it::pull::what_is_not_configured_is_not_contacted`,
 //!    `it::faults::a_password_goes_to_the_token_service_and_nowhere_else`,
-//!    `it::private::what_is_private_does_not_exist_for_strangers_before_it_is_held_and_after`
+//!    `it::faults::no_private_address_is_gone_to_however_it_is_spelled`,
+//!    `it::private::what_is_private_does_not_exist_for_strangers_before_it_is_held_and_after`,
+//!    `it::private::a_name_in_a_manifest_gives_nothing_private`,
+//!    `it::private::a_registry_gets_nothing_of_another_by_claiming_it`,
+//!    `it::leak::what_is_secret_is_in_no_log_no_metric_and_no_answer`
 //! 8. Every wait, queue, body, header and retry has a named limit with a reason.
 //!    `it::faults::an_upstream_that_takes_connections_and_says_nothing_is_given_up`,
 //!    `it::disk::ten_times_the_limit_goes_through_and_the_limit_holds_all_the_time`,

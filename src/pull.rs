@@ -18,6 +18,7 @@ use crate::oci::{Digest, MediaType, Reference, Repository};
 use crate::upstream::{Upstream, Upstreams};
 
 mod blob;
+mod custody;
 pub mod freshness;
 mod lists;
 mod manifest;
@@ -207,9 +208,9 @@ impl Pull {
         let upstream = self.upstream(repository, Kind::Blob)?;
         self.check_visible(asker, &upstream, repository, What::Blob(*digest)).await?;
         if head {
-            return self.blob_head(&upstream, repository, digest).await;
+            return self.blob_head(asker, &upstream, repository, digest).await;
         }
-        self.blob_get(&upstream, repository, digest, from).await
+        self.blob_get(asker, &upstream, repository, digest, from).await
     }
 
     /// The router lets only configured registries through; this says so in the type.

@@ -39,7 +39,7 @@ mod token;
 mod tries;
 mod wire;
 
-pub use answers::{Announced, BlobBody, Fetched, ReferrersPage, TagPage, What};
+pub use answers::{Announced, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
 pub use error::{Error, Flaw, Phase, Refusal, Why};

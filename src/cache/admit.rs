@@ -207,6 +207,7 @@ impl Cache {
     /// Puts a verified blob in place. Blocks.
     pub(crate) fn commit(&self, kept: Kept, digest: &Digest, size: u64) -> io::Result<()> {
         let inner = &*self.0;
+        inner.withheld.settle(digest)?;
         let len = kept.file().metadata()?.len();
         if len < size {
             return Err(io::ErrorKind::UnexpectedEof.into());

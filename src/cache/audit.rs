@@ -146,7 +146,7 @@ impl Walk {
                         self.links(&path.join(algorithm.as_str()), algorithm)?;
                     }
                 }
-                "_blobs" | "_public" => {}
+                "_blobs" | "_visibility" | "_withheld" => {}
                 _ if path.is_dir() => self.repos(&path)?,
                 _ => self.stray(&path),
             }

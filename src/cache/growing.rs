@@ -15,21 +15,23 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::blamed::Blamed;
 use super::pool;
-use crate::oci::Digest;
+use crate::oci::{Digest, Registry};
 
+mod failure;
 #[cfg(test)]
 mod model;
 mod window;
 
 pub(crate) use window::Room;
 use window::Window;
+
+pub use failure::Failure;
 
 /// The end of a blob that is held back until the whole is verified, in bytes. Every client takes a body that ends short
 /// of its Content-Length as broken, so a wrong blob is never handed over as whole.
@@ -59,45 +61,6 @@ pub enum Phase {
     Failed(Failure),
 }
 
-/// Why a blob did not come, in terms that decide what the client is told.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Failure {
-    /// The upstream says that there is none.
-    #[error("the upstream does not have it")]
-    NotFound,
-    /// The upstream refuses it to millpond.
-    #[error("the upstream refuses it")]
-    Denied,
-    /// The upstream asks to be left alone for so long.
-    #[error("the upstream's rate limit is used up")]
-    RateLimited(Duration),
-    /// The upstream cannot be reached, or breaks off again and again.
-    #[error("the upstream cannot deliver it")]
-    Unavailable,
-    /// The upstream did not answer in time.
-    #[error("the upstream did not answer in time")]
-    Timeout,
-    /// What the upstream sent is not what the digest names, or no proper answer.
-    #[error("the upstream sent something else than was asked for")]
-    Corrupt,
-    /// The writer ended without saying why: millpond is stopping, or has a fault.
-    #[error("the transfer was given up")]
-    Abandoned,
-    /// This reader was too slow for a blob that cannot be stored.
-    #[error("the reader fell behind a blob that cannot be stored")]
-    Behind,
-    /// The file cannot be read.
-    #[error("the disk failed")]
-    Disk(io::ErrorKind),
-}
-
-impl Failure {
-    /// Whether the next who asks may have better luck at once, because it was this transfer that failed, not the blob.
-    pub fn is_of_this_transfer(&self) -> bool {
-        matches!(self, Self::Abandoned | Self::Behind | Self::Disk(_))
-    }
-}
-
 /// A blob that is arriving, for its readers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Growing(Arc<Shared>);
@@ -105,6 +68,7 @@ pub struct Growing(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     digest: Digest,
+    origin: OnceLock<Registry>,
     progress: watch::Sender<Progress>,
     file: OnceLock<Arc<File>>,
     /// The disk takes what is written and does not give it back.
@@ -132,6 +96,7 @@ pub(crate) fn growing_on(digest: Digest, blamed: &Blamed) -> (Writer, Growing) {
     let progress = watch::Sender::new(Progress { phase: Phase::Opening, size: None, ready: 0 });
     let shared = Arc::new(Shared {
         digest,
+        origin: OnceLock::new(),
         progress,
         file: OnceLock::new(),
         unreadable: AtomicBool::new(false),
@@ -147,6 +112,16 @@ impl Growing {
     /// Whose content.
     pub fn digest(&self) -> Digest {
         self.0.digest
+    }
+
+    /// The registry that all of its bytes come from: known once it is [opened](Self::opened), if they come from one.
+    pub fn origin(&self) -> Option<&Registry> {
+        self.0.origin.get()
+    }
+
+    /// Notes where its bytes come from.
+    pub fn comes_from(&self, registry: &Registry) {
+        let _ = self.0.origin.set(registry.clone());
     }
 
     /// How far it is now.

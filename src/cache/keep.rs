@@ -22,6 +22,7 @@ use super::pins::Pins;
 use super::quarantine::Quarantine;
 use super::repos::Repos;
 use super::space::Space;
+use super::withheld::Withheld;
 use super::{Cache, Config, FolderError, HeldManifest, Inner, MaxSize, named_by, tag_known_now};
 use crate::observe::Metrics;
 use crate::oci::{Digest, Manifest, MediaType, Repository, Tag};
@@ -47,9 +48,11 @@ impl Cache {
         boot::forget_what_a_dead_host_knew(&folder, &index, clean.is_some(), boot::this());
         let (index, opened) = Index::open(&index);
         let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
+        let repos = Repos::new(folder.clone(), space.beside().clone());
         let cache = Self(Arc::new(Inner {
             blobs: Blobs::new(folder.clone()),
-            repos: Repos::new(folder.clone(), space.beside().clone()),
+            withheld: Withheld::new(repos.clone()),
+            repos,
             quarantine: Quarantine::new(folder.root().join("quarantine"), max, space.beside().clone()),
             folder,
             index,
@@ -284,32 +287,28 @@ impl Cache {
         let _ = tokio::task::spawn_blocking(remove).await;
     }
 
-    /// The upstream showed a blob in a repository, though no held manifest names it.
-    pub(crate) async fn link_blob(&self, repository: &Repository, digest: &Digest) {
+    /// The upstream showed a blob in a repository. With `durable` that is written down even where a held manifest names it.
+    pub(crate) async fn link_blob(&self, repository: &Repository, digest: &Digest, durable: bool) {
         let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
         let link = move || {
             let links = cache.links(&repository);
-            match links.lock().unwrap_or_else(PoisonError::into_inner).entry(digest) {
-                Vacant(entry) => drop(entry.insert(0)),
-                Occupied(_) => return,
+            let new = match links.lock().unwrap_or_else(PoisonError::into_inner).entry(digest) {
+                Vacant(entry) => {
+                    entry.insert(0);
+                    true
+                }
+                Occupied(_) => false,
+            };
+            if new {
+                cache.0.hot.links_grew(&repository, &links);
+            } else if !durable {
+                return;
             }
-            cache.0.hot.links_grew(&repository, &links);
             if let Err(error) = cache.0.repos.set_blob(&repository, &digest) {
                 tracing::error!(%repository, %digest, %error, "a blob's link cannot be stored; the upstream is asked again after a restart");
             }
         };
         let _ = tokio::task::spawn_blocking(link).await;
-    }
-
-    /// Whether anybody may see a repository upstream, to be known offline too.
-    pub(crate) async fn note_public(&self, repository: &Repository, public: bool) {
-        let (cache, repository) = (self.clone(), repository.clone());
-        let note = move || {
-            if let Err(error) = cache.0.repos.set_public(&repository, public) {
-                tracing::error!(%repository, %error, "it cannot be noted whether the repository is public");
-            }
-        };
-        let _ = tokio::task::spawn_blocking(note).await;
     }
 
     /// What a repository shows, from its manifests. Blocks.

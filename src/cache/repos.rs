@@ -2,11 +2,16 @@
 //!
 //! `_tags/<tag>` says which digest a tag pointed at, and when the upstream last confirmed it. `_manifests/<digest>` says
 //! that a manifest belongs to the repository, and its media type: two repositories may give the same bytes two types.
-//! `_blobs/<digest>` links a blob that no held manifest names. `_public` says that anybody may see the repository
-//! upstream. They are files so that tags and images survive the loss of the index.
+//! `_blobs/<digest>` says that the upstream said yes when it was asked for the blob in this very repository. `_visibility`
+//! says whether anybody may see the repository upstream. They are files so that tags and images survive the loss of the
+//! index.
 //!
-//! No component of a repository name starts with an underscore, so no name can reach these folders.
+//! `repos/_withheld/<digest>` is of no repository: it says that a content was got with a login, and which registries
+//! delivered it (`withheld`).
+//!
+//! No registry and no component of a repository name starts with an underscore, so no name can reach these folders.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -43,8 +48,8 @@ pub(crate) enum Record {
     Manifest(Digest),
     /// The link of a blob.
     Blob(Digest),
-    /// That anybody may see the repository.
-    Public,
+    /// Whether anybody may see the repository.
+    Visibility,
 }
 
 /// Where a tag pointed, and when that was last certain.
@@ -54,6 +59,16 @@ pub struct TagRecord {
     pub digest: Digest,
     /// When the upstream last said so, by this machine's clock.
     pub checked: SystemTime,
+}
+
+/// Whether anybody may see a repository upstream, as far as was last known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    /// Anybody may: somebody without a login was shown something of it.
+    Public,
+    /// What is held of it was got with a login, and nobody without one was seen to get it.
+    Private,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,22 +141,58 @@ impl Repos {
         self.links(repository, "_blobs")
     }
 
-    /// Links a blob that no manifest of this repository names.
+    /// Links a blob to a repository in which the upstream showed it.
     pub(crate) fn set_blob(&self, repository: &Repository, digest: &Digest) -> io::Result<()> {
         self.put_path(&self.link(repository, "_blobs", digest), b"")
     }
 
-    /// Whether anybody may see this repository upstream, as far as was last known.
-    pub(crate) fn is_public(&self, repository: &Repository) -> io::Result<bool> {
-        Ok(open_existing(&self.dir(repository).join("_public"))?.is_some())
+    /// Whether the upstream showed a digest in this very repository; that another manifest names it is not enough.
+    pub(crate) fn claims(&self, repository: &Repository, digest: &Digest) -> io::Result<bool> {
+        let linked = |kind| Ok::<_, io::Error>(open_existing(&self.link(repository, kind, digest))?.is_some());
+        Ok(linked("_blobs")? || linked("_manifests")?)
     }
 
-    /// Notes whether anybody may see this repository upstream.
-    pub(crate) fn set_public(&self, repository: &Repository, public: bool) -> io::Result<()> {
-        if public {
-            return self.put(&self.dir(repository), "_public", b"", Durability::Renamed);
-        }
-        self.remove(&self.path(repository, &Record::Public))
+    /// Whether anybody may see this repository upstream. What cannot be read or understood is nobody's.
+    pub(crate) fn visibility(&self, repository: &Repository) -> io::Result<Option<Visibility>> {
+        let Some(text) = read(&self.dir(repository).join("_visibility"))? else { return Ok(None) };
+        Ok(Some(serde_json::from_slice(&text).unwrap_or(Visibility::Private)))
+    }
+
+    /// Notes whether anybody may see this repository upstream. That nobody may is durable when this returns; to forget that
+    /// anybody may costs one question.
+    pub(crate) fn set_visibility(&self, repository: &Repository, visibility: Visibility) -> io::Result<()> {
+        let durability = if visibility == Visibility::Private { Durability::Synced } else { Durability::Renamed };
+        self.put(&self.dir(repository), "_visibility", &serde_json::to_vec(&visibility)?, durability)
+    }
+
+    /// Whether anything was ever withheld in this folder.
+    pub(crate) fn withholds(&self) -> bool {
+        self.folder.root().join("repos/_withheld").is_dir()
+    }
+
+    /// The registries that delivered a content which is withheld. What cannot be understood was delivered by nobody.
+    pub(crate) fn withheld(&self, digest: &Digest) -> io::Result<Option<BTreeSet<Registry>>> {
+        let Some(text) = read(&self.mark(digest))? else { return Ok(None) };
+        let names = serde_json::from_slice::<Vec<String>>(&text).unwrap_or_default();
+        Ok(Some(names.iter().filter_map(|name| Registry::parse(name).ok()).collect()))
+    }
+
+    /// Withholds a content, delivered by these registries; durable when it returns.
+    pub(crate) fn set_withheld(&self, digest: &Digest, owners: &BTreeSet<Registry>) -> io::Result<()> {
+        let names = owners.iter().map(Registry::as_str).collect::<Vec<_>>();
+        self.put_path(&self.mark(digest), &serde_json::to_vec(&names)?)
+    }
+
+    /// A content is withheld no more.
+    pub(crate) fn remove_withheld(&self, digest: &Digest) -> io::Result<()> {
+        self.remove(&self.mark(digest))
+    }
+
+    fn mark(&self, digest: &Digest) -> PathBuf {
+        let mut path = self.folder.root().join("repos/_withheld");
+        path.push(digest.algorithm().as_str());
+        path.push(digest.hex());
+        path
     }
 
     /// Finds every repository, and counts the files of all of them. A stop ends it.
@@ -174,7 +225,7 @@ impl Repos {
         let mut records = self.list_tags(repository)?.into_iter().map(Record::Tag).collect::<Vec<_>>();
         records.extend(self.manifests(repository)?.into_iter().map(Record::Manifest));
         records.extend(self.blobs(repository)?.into_iter().map(Record::Blob));
-        records.extend(self.is_public(repository)?.then_some(Record::Public));
+        records.extend(self.visibility(repository)?.map(|_| Record::Visibility));
         Ok(records)
     }
 
@@ -222,7 +273,7 @@ impl Repos {
             Record::Tag(tag) => self.tags(repository).join(tag.as_str()),
             Record::Manifest(digest) => self.link(repository, "_manifests", digest),
             Record::Blob(digest) => self.link(repository, "_blobs", digest),
-            Record::Public => self.dir(repository).join("_public"),
+            Record::Visibility => self.dir(repository).join("_visibility"),
         }
     }
 
@@ -355,6 +406,33 @@ mod tests {
         repos.remove_tag(&outer, &tag).expect("removes");
         repos.remove_tag(&outer, &tag).expect("removes what is gone");
         assert_eq!(repos.tag(&outer, &tag).expect("looks"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_private_and_delivered_by_nobody() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let repos = Repos::new(Folder::open(dir.path()).expect("opens"), Beside::new(Metrics::new()));
+        let (repository, digest) = (repository("a"), Digest::sha256_of(b"x"));
+        assert_eq!(repos.visibility(&repository).expect("looks"), None);
+        assert!(!repos.withholds());
+        assert_eq!(repos.withheld(&digest).expect("looks"), None);
+        for visibility in [Visibility::Public, Visibility::Private] {
+            repos.set_visibility(&repository, visibility).expect("writes");
+            assert_eq!(repos.visibility(&repository).expect("looks"), Some(visibility));
+        }
+        let owners = BTreeSet::from([repository.registry.clone(), Registry::docker_hub()]);
+        repos.set_withheld(&digest, &owners).expect("writes");
+        assert!(repos.withholds());
+        assert_eq!(repos.withheld(&digest).expect("looks"), Some(owners));
+        for noise in [&b""[..], b"{}", b"\xff", b"\"anyone\""] {
+            fs::write(dir.path().join("repos/registry.example:5000/a/_visibility"), noise).expect("writes");
+            assert_eq!(repos.visibility(&repository).expect("looks"), Some(Visibility::Private));
+            fs::write(repos.mark(&digest), noise).expect("writes");
+            assert_eq!(repos.withheld(&digest).expect("looks"), Some(BTreeSet::new()));
+        }
+        repos.remove_withheld(&digest).expect("removes");
+        repos.remove_withheld(&digest).expect("removes what is gone");
+        assert_eq!(repos.withheld(&digest).expect("looks"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::Cache;
-use super::repos::Record;
+use super::repos::{Record, Visibility};
 use crate::oci::{Digest, Repository};
 
 /// How old a file is at least before it goes: a manifest, and what it names, has long since arrived.
@@ -40,7 +40,7 @@ impl Cache {
         match record {
             Record::Tag(tag) => inner.hot.hold_tag(repository, tag, None),
             Record::Manifest(digest) | Record::Blob(digest) => inner.hot.unlink(repository, digest),
-            Record::Public => {}
+            Record::Visibility => {}
         }
         tracing::debug!(%repository, ?record, "leads to nothing that is held; removed");
         true
@@ -62,7 +62,11 @@ impl Cache {
             },
             Record::Manifest(digest) | Record::Blob(digest) => is_old() && !self.holds(digest),
             // It says something about what else is there.
-            Record::Public => is_old() && inner.repos.records(repository).is_ok_and(|records| records == [Record::Public]),
+            // That nobody may see it stays: it is written once, and must be there before anything else is.
+            Record::Visibility => {
+                let alone = || inner.repos.records(repository).is_ok_and(|records| records == [Record::Visibility]);
+                is_old() && matches!(inner.repos.visibility(repository), Ok(Some(Visibility::Public))) && alone()
+            }
         }
     }
 

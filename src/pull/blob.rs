@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
-use super::{Answer, BlobAnswer, Error, Pull};
+use super::custody::{Custody, Standing};
+use super::private::What;
+use super::{Answer, Asker, BlobAnswer, Error, Pull};
 use crate::cache::{Failure, Found, Growing, Joined, Permit};
 use crate::fill::{self, Blame, Opened, Source};
 use crate::observe::{Kind, Outcome};
@@ -24,12 +26,12 @@ const VERIFY_DEADLINE: Duration = Duration::from_secs(5);
 impl Pull {
     pub(super) async fn blob_get(
         &self,
+        asker: Asker,
         upstream: &Upstream,
         repository: &Repository,
         digest: &Digest,
         from: u64,
     ) -> Result<Answer<BlobAnswer>, Error> {
-        let mut shown = self.0.cache.shows(repository, digest).await;
         for turn in 1..=TURNS {
             self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
             let found = self.0.cache.blob_from(digest, from).await;
@@ -43,21 +45,31 @@ impl Pull {
                 continue;
             }
             let here = !matches!(&found, Found::Missing(permit) if !permit.has_suspect());
-            if here && !shown {
-                drop(found);
+            if here {
                 // The bytes are here, but perhaps because of another repository: then this one has to be asked.
-                shown = self.0.cache.shows(repository, digest).await;
-                if !shown {
-                    self.ask_blob(upstream, repository, digest).await?;
-                    shown = true;
+                match self.standing(repository, digest, Some(&found)).await {
+                    Standing::Fine => {}
+                    Standing::Unclaimed => {
+                        drop(found);
+                        self.ask_blob(asker, upstream, repository, digest).await?;
+                        continue;
+                    }
+                    Standing::Unproven => {
+                        drop(found);
+                        self.prove(upstream, repository, digest).await?;
+                        continue;
+                    }
                 }
-                continue;
             }
             match found {
                 Found::Memory(bytes) => return Ok(Answer { content: BlobAnswer::Memory(bytes), outcome: Outcome::Hit }),
                 Found::Whole(blob) => return Ok(Answer { content: BlobAnswer::Whole(blob), outcome: Outcome::Hit }),
-                Found::Growing(growing) => return Ok(arriving(growing, Outcome::Collapsed)),
-                Found::Missing(permit) => match self.fetch_blob(permit, upstream, repository, shown).await {
+                Found::Growing(growing) => {
+                    // What is only verified again comes from nobody.
+                    let outcome = if growing.origin().is_some() { Outcome::Collapsed } else { Outcome::Hit };
+                    return Ok(arriving(growing, outcome));
+                }
+                Found::Missing(permit) => match self.fetch_blob(permit, upstream, repository).await {
                     Err(failure) if failure.is_of_this_transfer() && turn < TURNS => {}
                     other => return other.map_err(|failure| self.blob_error(&failure)),
                 },
@@ -66,15 +78,8 @@ impl Pull {
         Err(Error::Unavailable)
     }
 
-    async fn fetch_blob(
-        &self,
-        permit: Permit,
-        upstream: &Upstream,
-        repository: &Repository,
-        shown: bool,
-    ) -> Result<Answer<BlobAnswer>, Failure> {
-        let (repository, digest) = (repository.clone(), permit.digest());
-        let source = UpstreamBlob::new(self, upstream, repository, digest, shown).await;
+    async fn fetch_blob(&self, permit: Permit, upstream: &Upstream, repository: &Repository) -> Result<Answer<BlobAnswer>, Failure> {
+        let source = UpstreamBlob::new(self, upstream, repository.clone(), &permit).await;
         let growing = fill::start(permit, source, self.0.fills.clone());
         growing.opened().await?;
         Ok(arriving(growing, Outcome::Miss))
@@ -90,18 +95,21 @@ impl Pull {
     /// HEAD never starts a fill: what is not held is asked about.
     pub(super) async fn blob_head(
         &self,
+        asker: Asker,
         upstream: &Upstream,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Answer<BlobAnswer>, Error> {
         let named = self.0.cache.named_size(repository, digest).await;
-        let shown = named.is_some() || self.0.cache.shows(repository, digest).await;
-        if let Some(size) = self.0.cache.blob_size(digest, named).await.filter(|_| shown) {
+        let size = self.0.cache.blob_size(digest, named).await;
+        // In this order: what is here was marked before it could be found.
+        let may_show = self.standing(repository, digest, None).await == Standing::Fine;
+        if let Some(size) = size.filter(|_| may_show) {
             return Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit });
         }
-        match self.ask_blob(upstream, repository, digest).await {
+        match self.ask_blob(asker, upstream, repository, digest).await {
             Ok(size) => Ok(Answer { content: BlobAnswer::Size(size), outcome: Outcome::Passed }),
-            Err(error) if shown && !error.is_definite() => {
+            Err(error) if may_show && !error.is_definite() => {
                 let size = self.verified_size(upstream, repository, digest).await.ok_or(error)?;
                 Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit })
             }
@@ -117,7 +125,7 @@ impl Pull {
             Found::Growing(growing) => growing,
             Found::Missing(permit) if !permit.has_suspect() => return None,
             Found::Missing(permit) => {
-                let source = UpstreamBlob::new(self, upstream, repository.clone(), *digest, true).await;
+                let source = UpstreamBlob::new(self, upstream, repository.clone(), &permit).await;
                 fill::start(permit, source, self.0.fills.clone())
             }
         };
@@ -125,24 +133,38 @@ impl Pull {
     }
 
     /// Whether the upstream shows a blob in a repository; a yes is remembered as a link. One question for all who ask.
-    async fn ask_blob(&self, upstream: &Upstream, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
+    async fn ask_blob(&self, asker: Asker, upstream: &Upstream, repository: &Repository, digest: &Digest) -> Result<Option<u64>, Error> {
         if self.offline() {
             return Err(Error::Offline(Kind::Blob));
         }
+        let as_anyone = self.asks_as_anyone(asker, upstream, repository, digest).await;
         self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
-        let (pull, upstream, key) = (self.clone(), upstream.clone(), (repository.clone(), *digest));
+        if as_anyone && self.0.memory.hidden.get(&(repository.clone(), What::Blob(*digest))).is_some() {
+            return Err(Error::NotFound(Kind::Blob));
+        }
+        let (pull, upstream, key) = (self.clone(), upstream.clone(), (repository.clone(), *digest, as_anyone));
+        let asked = key.clone();
         let ask = || async move {
-            let (repository, digest) = key;
+            let (repository, digest, as_anyone) = key;
             // Somebody else may have been answered between our look and our turn.
             pull.check_absent(&repository, &blob_key(&digest), Kind::Blob)?;
-            let answer = upstream.head_blob(&repository.name, &digest).await;
-            let size = pull
-                .judged(&repository, Kind::Blob, answer)
-                .inspect_err(|error| pull.note_absent(&repository, &blob_key(&digest), error))?;
-            pull.0.cache.link_blob(&repository, &digest).await;
+            let answer = if as_anyone {
+                upstream.head_blob_as_anyone(&repository.name, &digest).await
+            } else {
+                upstream.head_blob(&repository.name, &digest).await
+            };
+            let size = pull.judged(&repository, Kind::Blob, answer).inspect_err(|error| {
+                if !as_anyone {
+                    pull.note_absent(&repository, &blob_key(&digest), error);
+                } else if error.is_definite() {
+                    // That says nothing to those who ask with a login.
+                    pull.0.memory.hidden.put((repository.clone(), What::Blob(digest)), ());
+                }
+            })?;
+            pull.note_claim(&upstream, &repository, &digest, as_anyone).await;
             Ok(size)
         };
-        let (_, answer): (Joined, _) = self.0.memory.blobs.run((repository.clone(), *digest), &self.0.tasks, ask).await;
+        let (_, answer): (Joined, _) = self.0.memory.blobs.run(asked, &self.0.tasks, ask).await;
         answer.unwrap_or(Err(Error::Abandoned))
     }
 }
@@ -157,7 +179,7 @@ fn arriving(growing: Growing, outcome: Outcome) -> Answer<BlobAnswer> {
 }
 
 /// A blob may be absent where a manifest of the same digest is not.
-fn blob_key(digest: &Digest) -> String {
+pub(super) fn blob_key(digest: &Digest) -> String {
     format!("blob {digest}")
 }
 
@@ -168,8 +190,10 @@ struct UpstreamBlob {
     upstream: Upstream,
     repository: Repository,
     digest: Digest,
-    /// The repository is known to show it.
-    shown: bool,
+    /// The readers' side of the fill.
+    growing: Growing,
+    /// To whom the content belongs, once that was asked.
+    custody: Option<Custody>,
     /// What the repository's manifests say.
     expected: Option<u64>,
     /// The endpoints whose bytes are in what came until now, the last one last.
@@ -203,18 +227,15 @@ impl Source for UpstreamBlob {
         if self.pull.offline() {
             return Err(Failure::NotFound);
         }
-        let error = match self.ask(offset).await {
+        let (answer, custody) = tokio::join!(self.ask(offset), self.asked_custody());
+        let error = match answer {
             Ok(body) => {
                 if offset == 0 {
                     self.asked.clear();
                 }
                 self.asked.retain(|&endpoint| endpoint != body.endpoint);
                 self.asked.push(body.endpoint);
-                if !self.shown {
-                    // The upstream gave it under this repository's name: that is a link.
-                    self.pull.0.cache.link_blob(&self.repository, &self.digest).await;
-                    self.shown = true;
-                }
+                self.note_begun(custody).await?;
                 return Ok(Opened { size: body.size, start: body.start, body: Box::pin(Arriving(body)) });
             }
             Err(error) => error,
@@ -227,14 +248,42 @@ impl Source for UpstreamBlob {
         }
         Err(failure)
     }
+
+    async fn verified(&mut self) {
+        let custody = self.custody.unwrap_or(Custody::Unsure);
+        // The mark is there; what may fail is only that this registry is named in it.
+        let _ = self.pull.take_into_custody(&self.repository, &self.digest, custody, true).await;
+    }
 }
 
 impl UpstreamBlob {
-    async fn new(pull: &Pull, upstream: &Upstream, repository: Repository, digest: Digest, shown: bool) -> Self {
+    async fn new(pull: &Pull, upstream: &Upstream, repository: Repository, permit: &Permit) -> Self {
+        let (digest, growing) = (permit.digest(), permit.growing());
         let expected = pull.0.cache.named_size(&repository, &digest).await;
         let wrong = pull.0.memory.wrong.get(&(repository.registry.clone(), digest)).unwrap_or_default();
         let (pull, upstream) = (pull.clone(), upstream.clone());
-        Self { pull, upstream, repository, digest, shown, expected, asked: Vec::new(), wrong, stuck: None }
+        Self { pull, upstream, repository, digest, growing, custody: None, expected, asked: Vec::new(), wrong, stuck: None }
+    }
+
+    async fn asked_custody(&self) -> Custody {
+        match self.custody {
+            Some(custody) => custody,
+            None => self.pull.custody(&self.upstream, &self.repository, What::Blob(self.digest)).await,
+        }
+    }
+
+    /// The upstream gives it under this repository's name. Nobody has had a byte of it yet.
+    async fn note_begun(&mut self, custody: Custody) -> Result<(), Failure> {
+        if self.custody.is_none() {
+            let may_store = self.pull.take_into_custody(&self.repository, &self.digest, custody, false).await?;
+            if may_store {
+                // That is a link; of what belongs to anybody only where no manifest names it.
+                self.pull.0.cache.link_blob(&self.repository, &self.digest, custody != Custody::Open).await;
+            }
+            self.growing.comes_from(&self.repository.registry);
+            self.custody = Some(custody);
+        }
+        Ok(())
     }
 
     /// From the offset on, or all of it again where the upstream cannot go on there: what was received is then dropped.

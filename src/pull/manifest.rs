@@ -1,5 +1,6 @@
 //! A manifest by digest: held, or fetched once, hashed by us and read before it is kept.
 
+use super::private::What;
 use super::{Answer, Error, ManifestAnswer, Pull};
 use crate::cache::{HeldManifest, Joined};
 use crate::observe::{Kind, Outcome};
@@ -61,7 +62,8 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<(Digest, HeldManifest), Error> {
-        let answer = upstream.manifest(&repository.name, reference).await;
+        let (custody, answer) =
+            tokio::join!(self.custody(upstream, repository, What::of(reference)), upstream.manifest(&repository.name, reference));
         let absent = reference.to_string();
         let fetched = self.judged(repository, Kind::Manifest, answer).inspect_err(|error| self.note_absent(repository, &absent, error))?;
         let digest = match (reference, fetched.digest) {
@@ -78,8 +80,12 @@ impl Pull {
             tracing::error!(%repository, %reference, %error, "the upstream sent a manifest that cannot be used; it is not kept");
             Error::BadUpstream
         })?;
+        // Its bytes are found by its digest too: from here on.
+        let may_store = self.take_into_custody(repository, &digest, custody, true).await.map_err(|_| Error::Abandoned)?;
         let held = self.0.cache.hold_manifest(repository, &digest, &manifest, &fetched.bytes).await;
-        self.store_behind(repository, digest, &manifest, &held);
+        if may_store {
+            self.store_behind(repository, digest, &manifest, &held);
+        }
         Ok((digest, held))
     }
 

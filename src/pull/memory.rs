@@ -11,6 +11,7 @@ use super::Error;
 use super::private::What;
 use crate::cache::{Coalesce, HeldManifest, Recent};
 use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
+use crate::upstream::Sight;
 
 /// How long a 404 is remembered: clients that look for signatures ask for many things that are not there.
 const ABSENT_FOR: Duration = Duration::from_secs(10);
@@ -18,12 +19,20 @@ const ABSENT_FOR: Duration = Duration::from_secs(10);
 /// How long an upstream that could not answer is left alone by those who hold something.
 pub(super) const REST_FOR: Duration = Duration::from_secs(10);
 
-/// How long it is remembered whether anybody may see a repository.
-const VISIBLE_FOR: Duration = Duration::from_secs(300);
+/// How long it is believed that anybody may see a repository: as long as a tag is. Whoever makes one private does not wait
+/// longer than that for this mirror.
+const VISIBLE_FOR: Duration = Duration::from_secs(60);
+
+/// How long it is remembered that a repository was closed to those without a login, when something is fetched there with
+/// one. Clients without one are not kept out by this.
+const CLOSED_FOR: Duration = Duration::from_secs(300);
 
 /// How long an endpoint that sent wrong bytes for a digest is asked last for it: as long as a bad copy may well lie in
 /// somebody's cache.
 const WRONG_FOR: Duration = Duration::from_secs(3_600);
+
+/// How long it is remembered that a repository may show a digest, which spares a look at the disk.
+const CLEARED_FOR: Duration = Duration::from_secs(3_600);
 
 /// Entries of each memory: a few hundred bytes each.
 const ENTRIES_MAX: u64 = 20_000;
@@ -46,6 +55,14 @@ pub(super) struct Memory {
     pub(super) absent: Recent<Absent, ()>,
     /// Repositories of which anybody may see something.
     pub(super) public: Recent<Repository, ()>,
+    /// Repositories of which nobody without a login was shown what was got with one.
+    pub(super) closed: Recent<Repository, ()>,
+    /// Repositories of which it could not be asked a moment ago whether anybody may see them.
+    pub(super) unsure: Recent<Repository, ()>,
+    /// Digests for which an upstream said yes in a repository.
+    pub(super) claimed: Recent<(Repository, Digest), ()>,
+    /// Held digests that a repository may show, whoever brought them: that does not change any more.
+    pub(super) cleared: Recent<(Repository, Digest), ()>,
     /// What nobody may see without credentials, or what does not exist.
     pub(super) hidden: Recent<(Repository, What), ()>,
     /// The endpoints, by number, that sent something else for a blob.
@@ -53,8 +70,10 @@ pub(super) struct Memory {
     pub(super) heads: Coalesce<(Repository, Tag), Result<Announced, Error>>,
     pub(super) tags: Coalesce<(Repository, Tag), Result<(Digest, HeldManifest), Error>>,
     pub(super) manifests: Coalesce<(Repository, Digest), Result<HeldManifest, Error>>,
-    pub(super) blobs: Coalesce<(Repository, Digest), Result<Option<u64>, Error>>,
-    pub(super) visits: Coalesce<(Repository, What), bool>,
+    /// The third says whether it is asked as anybody would.
+    pub(super) blobs: Coalesce<(Repository, Digest, bool), Result<Option<u64>, Error>>,
+    pub(super) visits: Coalesce<(Repository, What), Option<Sight>>,
+    pub(super) proofs: Coalesce<(Repository, Digest), Result<(), Error>>,
     resting: Mutex<HashMap<Registry, Instant>>,
 }
 
@@ -65,6 +84,10 @@ impl Memory {
             awaited: Recent::new(ENTRIES_MAX, tag_ttl.max(Duration::from_secs(600))),
             absent: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             public: Recent::new(ENTRIES_MAX, VISIBLE_FOR),
+            closed: Recent::new(ENTRIES_MAX, CLOSED_FOR),
+            unsure: Recent::new(ENTRIES_MAX, REST_FOR),
+            claimed: Recent::new(ENTRIES_MAX, CLEARED_FOR),
+            cleared: Recent::new(ENTRIES_MAX, CLEARED_FOR),
             hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             wrong: Recent::new(ENTRIES_MAX, WRONG_FOR),
             heads: Coalesce::new(stop.clone()),
@@ -72,6 +95,7 @@ impl Memory {
             manifests: Coalesce::new(stop.clone()),
             blobs: Coalesce::new(stop.clone()),
             visits: Coalesce::new(stop.clone()),
+            proofs: Coalesce::new(stop.clone()),
             resting: Mutex::default(),
         }
     }

@@ -2,11 +2,15 @@
 //!
 //! Decided before the cache is looked at, for every kind and method alike, and answered as if there were nothing: whoever
 //! may not see a repository learns neither that it exists nor that it is held.
+//!
+//! What was once got with a login stays private when the login is taken out of the configuration, until somebody without
+//! one is shown something of the repository or the operator shares it (`private = "anyone"`).
 
 use super::{Asker, Error, Pull};
+use crate::cache::Visibility;
 use crate::observe::Kind;
 use crate::oci::{Digest, Reference, Repository, Tag};
-use crate::upstream::{self, Private, Upstream};
+use crate::upstream::{self, Private, Sight, Upstream};
 
 /// What a client asks for: that is also what is asked for without credentials.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -43,7 +47,7 @@ impl Pull {
     /// Whether this client may see what it asks for.
     pub(super) async fn check_visible(&self, asker: Asker, upstream: &Upstream, repository: &Repository, what: What) -> Result<(), Error> {
         let kind = what.kind();
-        let open = asker.authenticated || upstream.private() == Private::Anyone || !upstream.has_credentials();
+        let open = asker.authenticated || upstream.private() == Private::Anyone;
         if open || self.is_visible_to_anyone(upstream, repository, what).await {
             return Ok(());
         }
@@ -56,21 +60,38 @@ impl Pull {
         if self.0.memory.public.get(repository).is_some() {
             return true;
         }
-        if self.offline() {
-            return self.0.cache.is_public(repository).await;
+        if !upstream.has_credentials() && self.0.cache.visibility(repository).await != Some(Visibility::Private) {
+            // Whatever millpond gets there anybody could have got.
+            self.0.memory.public.put(repository.clone(), ());
+            return true;
         }
-        let key = (repository.clone(), what);
-        if self.0.memory.hidden.get(&key).is_some() {
+        if self.offline() {
+            return self.was_public(repository).await;
+        }
+        if self.0.memory.hidden.get(&(repository.clone(), what.clone())).is_some() {
             return false;
         }
-        let (pull, upstream) = (self.clone(), upstream.clone());
-        let visit = || pull.visit(upstream, key.clone());
-        let (_, visible) = self.0.memory.visits.run(key.clone(), &self.0.tasks, visit).await;
-        // A task that died proves nothing: then it is not shown.
-        visible.unwrap_or(false)
+        match self.look(upstream, repository, what).await {
+            Some(sight) => sight == Sight::Shown,
+            // It cannot be asked: the last answer holds.
+            None => self.was_public(repository).await,
+        }
     }
 
-    async fn visit(self, upstream: Upstream, key: (Repository, What)) -> bool {
+    async fn was_public(&self, repository: &Repository) -> bool {
+        self.0.cache.visibility(repository).await == Some(Visibility::Public)
+    }
+
+    /// What anybody gets to see of it: one question for all who ask. `None` when it could not be asked.
+    pub(super) async fn look(&self, upstream: &Upstream, repository: &Repository, what: What) -> Option<Sight> {
+        let key = (repository.clone(), what);
+        let (pull, upstream) = (self.clone(), upstream.clone());
+        let visit = || pull.visit(upstream, key.clone());
+        let (_, sight) = self.0.memory.visits.run(key.clone(), &self.0.tasks, visit).await;
+        sight.flatten()
+    }
+
+    async fn visit(self, upstream: Upstream, key: (Repository, What)) -> Option<Sight> {
         let (repository, what) = &key;
         let reference = match what {
             What::Tag(tag) => Some(Reference::Tag(tag.clone())),
@@ -82,22 +103,24 @@ impl Pull {
             (What::Blob(digest), _) => upstream::What::Blob(digest),
             _ => upstream::What::Tags,
         };
-        let seen = upstream.visible_to_anyone(&repository.name, thing).await;
-        match seen {
-            Ok(true) => {
-                self.0.cache.note_public(repository, true).await;
+        let sight = upstream.seen_by_anyone(&repository.name, thing).await;
+        let sight = sight.inspect_err(|error| {
+            tracing::debug!(%repository, %error, "it cannot be asked whether the repository is public; the last answer holds");
+        });
+        match sight {
+            Ok(Sight::Shown) => {
+                self.0.cache.note_visibility(repository, Visibility::Public).await;
+                self.0.memory.closed.take(repository);
                 self.0.memory.public.put(repository.clone(), ());
-                true
             }
-            Ok(false) => {
-                self.0.cache.note_public(repository, false).await;
+            Ok(Sight::Refused) => {
+                self.close(repository).await;
                 self.0.memory.hidden.put(key, ());
-                false
             }
-            Err(error) => {
-                tracing::debug!(%repository, %error, "it cannot be asked whether the repository is public; the last answer holds");
-                self.0.cache.is_public(repository).await
-            }
+            // Perhaps it does not exist: nothing is learnt of the repository.
+            Ok(Sight::Absent) => self.0.memory.hidden.put(key, ()),
+            Err(_) => {}
         }
+        sight.ok()
     }
 }

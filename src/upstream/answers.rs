@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
 use hyper::http::response::Parts;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
@@ -100,6 +99,18 @@ pub enum What<'a> {
     Tags,
 }
 
+/// What somebody without a login gets to see of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// It is shown to anybody.
+    Shown,
+    /// It is refused: a 401 or 403.
+    Refused,
+    /// It is said not to exist, or something else is shown in its place. That proves nothing of the repository: perhaps it
+    /// does not exist.
+    Absent,
+}
+
 impl Upstream {
     /// HEAD of a manifest: free on Docker Hub. An upstream that does not know HEAD is asked with GET.
     pub async fn head_manifest(&self, name: &Name, reference: &Reference) -> Result<Announced, Error> {
@@ -158,11 +169,13 @@ impl Upstream {
         Ok(ReferrersPage { bytes, filters_applied, next: headers::next_page(&head.headers) })
     }
 
-    /// Whether anybody may have it: an anonymous HEAD. True at once where millpond has no credentials.
-    pub async fn visible_to_anyone(&self, name: &Name, what: What<'_>) -> Result<bool, Error> {
-        if !self.has_credentials() {
-            return Ok(true);
-        }
+    /// HEAD of a blob as anybody could ask it.
+    pub async fn head_blob_as_anyone(&self, name: &Name, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.size_of(name, digest, Identity::Anyone).await
+    }
+
+    /// What anybody gets to see of it: an anonymous HEAD.
+    pub async fn seen_by_anyone(&self, name: &Name, what: What<'_>) -> Result<Sight, Error> {
         let seen = match what {
             // A page to log in with has no type of a manifest.
             What::Manifest(reference) => {
@@ -172,8 +185,10 @@ impl Upstream {
             What::Tags => self.tags_as(name, Some(1), None, Identity::Anyone).await.map(|_| true),
         };
         match seen {
-            Err(error) if error.is_verdict() => Ok(false),
-            seen => seen,
+            Ok(true) => Ok(Sight::Shown),
+            Ok(false) | Err(Error::NotFound { .. }) => Ok(Sight::Absent),
+            Err(Error::Denied { .. }) => Ok(Sight::Refused),
+            Err(error) => Err(error),
         }
     }
 
@@ -302,7 +317,14 @@ struct Tags {
 #[derive(Deserialize)]
 struct Index {
     #[serde(rename = "manifests")]
-    _manifests: Vec<IgnoredAny>,
+    _manifests: Vec<Named>,
+}
+
+/// What is no descriptor is nothing that a client should have to read: brackets a hundred thousand deep, say.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "digest")]
+    _digest: String,
 }
 
 fn tag_page(headers: &HeaderMap, bytes: &[u8], last: Option<&str>) -> Option<TagPage> {

@@ -21,5 +21,5 @@ fn calls_can_be_spawned(upstream: &Upstream, name: &crate::oci::Name, digest: &c
     is_send(upstream.head_blob(name, digest));
     is_send(upstream.tags(name, None, None));
     is_send(upstream.referrers(name, digest, &[]));
-    is_send(upstream.visible_to_anyone(name, What::Blob(digest)));
+    is_send(upstream.seen_by_anyone(name, What::Blob(digest)));
 }

@@ -3,6 +3,7 @@
 
 mod cut; // bodies that break off, fall silent, or cannot be resumed
 mod head; // sizes that nobody can vouch for
+mod inject; // headers, types and words of an upstream that would act upon a client; lists without end
 mod lie; // lengths, encodings and bytes that are not what they should be
 mod limit; // 429
 mod manifest; // manifests that cannot be used

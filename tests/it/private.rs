@@ -1,5 +1,7 @@
 //! Who may see what only the mirror's own login can see: clients that authenticated, and nobody else learns that it exists.
 
+mod custody; // what was got with a login: by another name, at another registry, after the login is gone
+
 use crate::support::client::{Ask, Reply, get, head, pull, pull_with};
 use crate::support::gate::Gate;
 use crate::support::mirror::Builder;

@@ -107,7 +107,10 @@ async fn only_what_is_old_and_leads_to_nothing_goes() {
         link(&cache, &outer, &digest);
         cache.0.repos.set_blob(&inner, &digest).expect("writes");
     }
-    cache.0.repos.set_public(&outer, true).expect("writes");
+    cache.0.repos.set_visibility(&outer, Visibility::Public).expect("writes");
+    let private = repository("private");
+    cache.0.repos.set_visibility(&private, Visibility::Private).expect("writes");
+    assert!(cache.withhold(&lost, Some(&outer.registry)).await);
     age(&dir.path().join("repos"));
     let young = Digest::sha256_of(b"young");
     link(&cache, &outer, &young);
@@ -124,7 +127,9 @@ async fn only_what_is_old_and_leads_to_nothing_goes() {
     let mut stay = vec![held, arriving, young];
     stay.sort();
     assert_eq!(manifests, stay);
-    assert!(cache.0.repos.is_public(&outer).expect("looks"));
+    assert_eq!(cache.0.repos.visibility(&outer).expect("looks"), Some(Visibility::Public));
+    assert_eq!(cache.0.repos.visibility(&private).expect("looks"), Some(Visibility::Private));
+    assert!(cache.withheld(&lost).await.is_some());
     assert!(sweep(&cache).is_empty(), "once is enough");
 }
 
@@ -137,7 +142,7 @@ async fn a_repository_of_which_nothing_is_left_leaves_no_folder() {
     set_tag(&cache, &gone, "x", lost, SystemTime::now() - 11 * DAY);
     link(&cache, &gone, &lost);
     cache.0.repos.set_blob(&gone, &lost).expect("writes");
-    cache.0.repos.set_public(&gone, true).expect("writes");
+    cache.0.repos.set_visibility(&gone, Visibility::Public).expect("writes");
     link(&cache, &stays, &held);
     age(&dir.path().join("repos"));
     assert_eq!(sweep(&cache).len(), 4);
@@ -156,13 +161,13 @@ async fn memory_forgets_what_was_swept_so_that_it_is_written_again() {
     let dir = tempfile::tempdir().expect("a folder");
     let cache = open(dir.path()).await;
     let (owner, lost) = (repository("a"), Digest::sha256_of(b"lost"));
-    cache.link_blob(&owner, &lost).await;
+    cache.link_blob(&owner, &lost, false).await;
     set_tag(&cache, &owner, "x", lost, SystemTime::now() - 11 * DAY);
     assert!(cache.tag(&owner, &tag("x")).await.is_some() && cache.shows(&owner, &lost).await);
     age(&dir.path().join("repos"));
     assert_eq!(sweep(&cache).len(), 2);
     assert!(cache.tag(&owner, &tag("x")).await.is_none() && !cache.shows(&owner, &lost).await);
-    cache.link_blob(&owner, &lost).await;
+    cache.link_blob(&owner, &lost, false).await;
     assert_eq!(cache.0.repos.blobs(&owner).expect("lists"), [lost]);
 }
 

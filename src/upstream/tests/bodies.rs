@@ -1,6 +1,6 @@
 //! Good answers and bad ones: manifests, blobs and ranges, lists.
 
-use super::super::{Announced, Error, Flaw};
+use super::super::{Announced, Error, Flaw, Sight};
 use super::server::{Reply, digest, name, read, tag};
 use super::*;
 use crate::oci::MediaType;
@@ -164,16 +164,17 @@ async fn referrers_are_an_index_or_not_there() {
 }
 
 #[tokio::test]
-async fn without_credentials_everything_is_everybodys_and_nothing_is_asked() {
+async fn what_anybody_sees_is_asked_without_a_login_too() {
     let server = Server::start(|_, _| reply(404, &[], "")).await;
     let upstream = Setup::new(&[&server]).upstream();
-    assert!(upstream.visible_to_anyone(&name("a"), What::Tags).await.expect("an answer"));
-    assert_eq!(server.connections(), 0);
+    assert_eq!(upstream.seen_by_anyone(&name("a"), What::Tags).await.expect("an answer"), Sight::Absent);
+    assert_eq!(upstream.seen_by_anyone(&name("a"), What::Blob(&digest("x"))).await.expect("an answer"), Sight::Absent);
+    assert_eq!(server.lines()[1], format!("HEAD /v2/a/blobs/{}", digest("x")));
 }
 
 #[tokio::test]
 async fn a_page_to_log_in_with_is_not_a_manifest_that_anybody_may_see() {
     let server = Server::start(|_, _| reply(200, &[("content-type", "text/html")], "<html>")).await;
     let upstream = Setup::new(&[&server]).with_login().upstream();
-    assert!(!upstream.visible_to_anyone(&name("a"), What::Manifest(&tag("latest"))).await.expect("an answer"));
+    assert_eq!(upstream.seen_by_anyone(&name("a"), What::Manifest(&tag("latest"))).await.expect("an answer"), Sight::Absent);
 }

@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Semaphore;
 
-use super::super::{Error, Flaw, Refusal, Upstream, What, Why};
+use super::super::{Error, Flaw, Refusal, Sight, Upstream, What, Why};
 use super::server::{BASIC, Reply, Seen, answer, challenge, digest, name, tag};
 use super::*;
 
@@ -77,7 +77,7 @@ async fn credentials_buy_a_token_and_go_nowhere_else() {
     upstreams.reload().expect("read");
     upstream.manifest(&name("a"), &tag("latest")).await.expect("a manifest");
     assert_eq!(server.seen()[3].header("authorization"), Some("Basic dXNlcjpvdGhlcg=="));
-    assert!(upstream.visible_to_anyone(&name("a"), What::Manifest(&tag("latest"))).await.expect("an answer"));
+    assert_eq!(upstream.seen_by_anyone(&name("a"), What::Manifest(&tag("latest"))).await.expect("an answer"), Sight::Shown);
     assert_eq!(server.seen()[5].path, "/token");
     assert_eq!(server.seen()[5].header("authorization"), None);
     assert_eq!(server.seen()[6].header("authorization"), Some("Bearer t5"));
@@ -119,8 +119,8 @@ async fn a_token_that_does_not_reach_is_a_refusal() {
     let own = setup.with_login().upstream();
     let error = own.manifest(&name("a"), &tag("latest")).await.expect_err("refused");
     assert_eq!(error, Error::Denied { host: server.host(), authenticated: true });
-    assert!(!own.visible_to_anyone(&name("a"), What::Blob(&digest("x"))).await.expect("an answer"));
-    assert!(!own.visible_to_anyone(&name("a"), What::Tags).await.expect("an answer"));
+    assert_eq!(own.seen_by_anyone(&name("a"), What::Blob(&digest("x"))).await.expect("an answer"), Sight::Refused);
+    assert_eq!(own.seen_by_anyone(&name("a"), What::Tags).await.expect("an answer"), Sight::Refused);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
 use crate::support::client::{get, pull};
-use crate::support::registry::{Builder, Fault, Image, Kind, Port, Registry};
+use crate::support::registry::{Builder, Fault, Image, Kind, Port, Registry, Want};
 use crate::support::scene::{REPO, Scene, assert_refused, assert_whole};
 
 /// A host that nobody should go to, and that sees whoever does.
@@ -77,9 +77,10 @@ async fn a_token_service_that_redirects_takes_no_password_along() {
     let (scene, bait) = scene().await;
     scene.hub.image(REPO, "latest", Image::layers([10]));
     for status in [301, 302, 307, 308] {
-        scene.hub.on(Kind::Token, Fault::redirect(status, &format!("http://{}/token", bait.host())).once());
+        scene.hub.on(Kind::Token, Fault::redirect(status, &format!("http://{}/token", bait.host())));
         assert_eq!(scene.manifest("latest").send().await.status, 502, "{}", scene.hub.story());
         bait.assert_untouched();
+        scene.hub.heal();
     }
     assert_eq!(scene.manifest("latest").send().await.status, 200);
 }
@@ -186,7 +187,7 @@ async fn credentials_do_not_follow_a_redirect() {
     assert_eq!(scene.manifest("latest").send().await.body, image.manifest, "{}", scene.hub.story());
     scene.hub.on(Kind::Blob.of(blob.digest), Fault::redirect(307, &format!("{}/v2/{REPO}/blobs/{}", other.url(), blob.digest)));
     assert_whole(&scene.get(&blob).fetch().await, &blob);
-    assert_eq!(other.requests().len(), 2, "{}", other.story());
+    assert_eq!(other.count(Want::any().get()), 2, "{}", other.story());
     assert!(other.requests().iter().all(|record| record.header("authorization").is_none()));
     assert_eq!(other.violations(), [""; 0]);
     scene.is_sound().await;
@@ -203,5 +204,136 @@ async fn a_password_goes_to_the_token_service_and_nowhere_else() {
     assert!(requests.iter().filter(|record| basic(record)).all(|record| record.port == Port::Auth), "{}", scene.hub.story());
     let authorized = |record: &&crate::support::registry::Record| record.header("authorization").is_some();
     assert_eq!(requests.iter().filter(|record| record.kind == Kind::Cdn).filter(authorized).count(), 0);
+    scene.is_sound().await;
+}
+
+/// Addresses that no public registry leads to, in every spelling there is for one.
+fn private_spellings() -> Vec<String> {
+    let special = [
+        "0.0.0.0",
+        "10.1.2.3",
+        "100.64.0.1",
+        "127.0.0.9",
+        "169.254.169.254",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.0.0.8",
+        "192.168.1.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+    ];
+    let mut list = Vec::new();
+    for dotted in special {
+        let address: Ipv4Addr = dotted.parse().unwrap();
+        let ([a, b, c, d], bits) = (address.octets(), address.to_bits());
+        let (high, low) = (bits >> 16, bits & 0xffff);
+        list.extend([dotted.to_owned(), format!("{bits}"), format!("0x{bits:08x}"), format!("0{bits:o}")]);
+        list.extend([format!("0x{a:x}.{b}.{c}.{d}"), format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"), format!("{a}.{}", bits & 0xff_ffff)]);
+        list.extend([format!("{a}.{b}.{low}"), format!("{dotted}.").replace('.', "%2e"), format!("{dotted}.")]);
+        // Mapped, compatible, translated (NAT64, both prefixes), 6to4, Teredo.
+        list.extend([format!("[::ffff:{dotted}]"), format!("[::ffff:{high:x}:{low:x}]"), format!("[::{high:x}:{low:x}]")]);
+        list.extend([format!("[64:ff9b::{dotted}]"), format!("[64:ff9b:1::{high:x}:{low:x}]"), format!("[2002:{high:x}:{low:x}::1]")]);
+        list.push(format!("[2001:0:{high:x}:{low:x}::1]"));
+    }
+    list.extend(
+        ["[::]", "[::1]", "[0:0:0:0:0:0:0:1]", "[fc00::1]", "[fd12:3456::1]", "[fe80::1]", "[fec0::1]", "[ff02::1]"].map(str::to_owned),
+    );
+    // Full-width digits and dots are the same address to an URL parser.
+    list.extend(["\u{ff11}27.0.0.9", "127\u{3002}0\u{3002}0\u{3002}9", "\u{2460}\u{2461}7.0.0.9"].map(str::to_owned));
+    list
+}
+
+#[tokio::test]
+async fn no_private_address_is_gone_to_however_it_is_spelled() {
+    /// What the program takes for public, and the scripted registry besides.
+    fn is_public(ip: IpAddr) -> bool {
+        let registry = matches!(ip, IpAddr::V4(v4) if v4.octets()[..3] == [127, 0, 0] && v4.octets()[3] < 9);
+        registry || (millpond::serve::Tuning::default().upstream.is_public)(ip)
+    }
+    let hub = Builder::hub().own_addresses().start().await;
+    let scene = Scene::with(hub, |builder| builder.tune(|tuning| tuning.upstream.is_public = is_public));
+    let (bait, blob) = (Bait::new(), scene.push(1, 1000));
+    let port = bait.0.local_addr().unwrap().port();
+    let spellings = private_spellings();
+    assert!(spellings.len() >= 200, "{}", spellings.len());
+    for host in spellings {
+        scene.hub.on(Kind::Blob, Fault::redirect(307, &format!("http://{host}:{port}/")).once());
+        // 503 would say that it was tried.
+        assert_eq!(scene.get(&blob).send().await.status, 502, "{host}");
+        bait.assert_untouched();
+    }
+    assert_whole(&scene.get(&blob).fetch().await, &blob);
+    scene.is_sound().await;
+}
+
+/// A name that means a public address when it is looked up for the first time, and 127.0.0.1 from then on.
+#[tokio::test]
+async fn a_name_is_judged_by_what_it_means_now() {
+    static REBOUND: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    fn is_public(ip: IpAddr) -> bool {
+        let rebound = REBOUND.load(std::sync::atomic::Ordering::SeqCst);
+        ip.is_ipv4() && (ip != IpAddr::V4(Ipv4Addr::LOCALHOST) || !rebound)
+    }
+    let other = Registry::plain().await;
+    let elsewhere = format!("http://localhost:{}", other.address(Port::Registry).port());
+    // `localhost` is somewhere else than the registry.
+    let hub = Builder::hub().own_addresses_from(2).start().await;
+    let scene = Scene::with(hub, |builder| builder.tune(|tuning| tuning.upstream.is_public = is_public));
+    for (seed, rebound) in [(1, false), (2, true)] {
+        let blob = scene.push(seed, 1000);
+        other.blob(REPO, &blob);
+        // No connection is left over from the time before.
+        other.on(Kind::Blob, Fault::until_close());
+        scene.hub.on(Kind::Blob.of(blob.digest), Fault::redirect(307, &format!("{elsewhere}/v2/{REPO}/blobs/{}", blob.digest)));
+        REBOUND.store(rebound, std::sync::atomic::Ordering::SeqCst);
+        let connections = other.connections();
+        if rebound {
+            assert_refused(&scene.get(&blob).send().await, 502);
+            assert_eq!(other.connections(), connections, "{}", other.story());
+        } else {
+            assert_whole(&scene.get(&blob).fetch().await, &blob);
+            assert_eq!(other.connections(), connections + 1, "{}", other.story());
+        }
+    }
+    scene.is_sound().await;
+}
+
+#[tokio::test]
+async fn links_lead_nowhere_else() {
+    let bait = Bait::new();
+    let (host, mut asked) = (bait.host(), 0);
+    let hub = Builder::hub().own_addresses().start().await;
+    hub.user("ann", "secret");
+    let scene = Scene::with(hub, |builder| builder.login("docker.io", "ann", "secret").private_to_anyone("docker.io"));
+    let image = scene.hold("held").await;
+    let empty = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    for target in [
+        format!("http://{host}/v2/{REPO}/x?last=z&n=1"),
+        format!("//{host}/v2/{REPO}/x?last=z&n=1"),
+        format!("http://ann:secret@{host}/?last=z&n=1"),
+        format!("\\\\{host}\\x?last=z&n=1"),
+        format!("/v2/../../{host}/?last=z&n=1"),
+        "file:///etc/passwd?last=z&n=1".to_owned(),
+        format!("?last=z&n=1&ns={host}&x=%0d%0aHost:%20{host}"),
+    ] {
+        let link = format!("<{target}>; rel=\"next\"");
+        scene.hub.on(Kind::Tags, Fault::json(r#"{"name":"x","tags":["a"]}"#).header("Link", &link).once());
+        let reply = scene.tags().await;
+        assert_eq!(reply.status, 200, "{target}: {reply:?}");
+        let next = reply.header("link").unwrap_or_default().to_owned();
+        assert!(!next.contains(&host) && !next.contains("passwd") && !next.contains("secret"), "{target}: {next}");
+        assert!(next.is_empty() || next.starts_with(&format!("</v2/{REPO}/tags/list?")), "{target}: {next}");
+        let want = Kind::Referrers.of(image.digest);
+        scene.hub.on(want.clone(), Fault::json(empty).header("Link", &link).once());
+        let reply = get(format!("{}/v2/{REPO}/referrers/{}", scene.mirror.url(), image.digest)).send().await;
+        assert!([200, 404, 502].contains(&reply.status), "{target}: {reply:?}");
+        assert!(reply.header("link").is_none(), "{target}: {reply:?}");
+        bait.assert_untouched();
+        asked += 1;
+        assert!(scene.hub.requests().iter().all(|record| record.header("host").is_none_or(|named| named != host)));
+    }
+    assert_eq!(asked, 7);
     scene.is_sound().await;
 }

@@ -42,6 +42,7 @@ pub struct Builder {
     secret_paths: Vec<String>,
     tuning: Tuning,
     quiet: bool,
+    traced: bool,
 }
 
 /// The limits of the server, but for those on silence: a machine that is busy with other things for half a minute is none of
@@ -79,6 +80,7 @@ impl Builder {
             secret_paths: Vec::new(),
             tuning: patient(),
             quiet: false,
+            traced: false,
         };
         let data = text(&builder.data().display().to_string());
         builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data).patrol("0")
@@ -126,6 +128,12 @@ impl Builder {
     pub fn login(self, name: &str, user: &str, password: &str) -> Self {
         let file = self.file(&format!("password-{name}"), password);
         self.set(&upstream(name), "username", &text(user)).set(&upstream(name), "password_file", &file)
+    }
+
+    /// Whose login at this upstream was taken out again.
+    pub fn no_login(mut self, name: &str) -> Self {
+        self.lines.entry(upstream(name)).or_default().retain(|key, _| key != "username" && key != "password_file");
+        self
     }
 
     /// That serves what only its login can see to anyone.
@@ -197,6 +205,12 @@ impl Builder {
     /// That logs its complaints only, into a file (`Process::complaints`): for crowds, of which each request would be a line.
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
+        self
+    }
+
+    /// That logs all that it can, into a file ([`Process::log`]); the program only.
+    pub fn traced(mut self) -> Self {
+        self.traced = true;
         self
     }
 

@@ -129,7 +129,12 @@ impl Registry {
 
     /// Makes a repository private: only users of this registry get a token for it.
     pub fn private(&self, repository: &str) {
-        self.shared.store.lock().unwrap().set_private(repository);
+        self.shared.store.lock().unwrap().set_private(repository, true);
+    }
+
+    /// Makes it public again.
+    pub fn public(&self, repository: &str) {
+        self.shared.store.lock().unwrap().set_private(repository, false);
     }
 
     /// Makes a user, or gives one a new password.

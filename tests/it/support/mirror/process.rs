@@ -51,6 +51,10 @@ impl Process {
             command.env("RUST_LOG", "warn").stderr(log);
         }
         dress(&mut command);
+        if settings.traced {
+            let log = std::fs::File::create(settings.home().join("log")).unwrap();
+            command.env("RUST_LOG", "trace").stderr(log);
+        }
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         (child, output)
@@ -81,6 +85,11 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it was not waited for")
+    }
+
+    /// What it has logged until now, when it is traced.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.settings.home().join("log")).unwrap()).into_owned()
     }
 
     /// Any signal.

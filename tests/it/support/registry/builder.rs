@@ -19,7 +19,7 @@ pub struct Builder {
     quirks: Quirks,
     tls: Vec<Port>,
     certificate: Certificate,
-    own_addresses: bool,
+    own_addresses: Option<u8>,
     send_buffer: Option<usize>,
 }
 
@@ -35,7 +35,7 @@ impl Builder {
     }
 
     fn new(quirks: Quirks) -> Self {
-        Self { quirks, tls: Vec::new(), certificate: Certificate::Good, own_addresses: false, send_buffer: None }
+        Self { quirks, tls: Vec::new(), certificate: Certificate::Good, own_addresses: None, send_buffer: None }
     }
 
     /// Changes its ways.
@@ -63,8 +63,13 @@ impl Builder {
 
     /// Every listener at a loopback address of its own (127.0.0.1 to 127.0.0.5, which Linux has without being told), so
     /// that they differ by host and not by port alone.
-    pub fn own_addresses(mut self) -> Self {
-        self.own_addresses = true;
+    pub fn own_addresses(self) -> Self {
+        self.own_addresses_from(1)
+    }
+
+    /// As [`Builder::own_addresses`], the first of them at `127.0.0.first`.
+    pub fn own_addresses_from(mut self, first: u8) -> Self {
+        self.own_addresses = Some(first);
         self
     }
 
@@ -77,10 +82,10 @@ impl Builder {
     /// Listens.
     pub async fn start(self) -> Registry {
         let reserve = |(port, own): (Port, u8)| {
-            let last = if self.own_addresses { own } else { 1 };
+            let last = self.own_addresses.map_or(1, |first| first + own);
             Listener::reserve(port, IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)))
         };
-        let listeners: Vec<Listener> = Port::ALL.into_iter().zip(1..).map(reserve).collect();
+        let listeners: Vec<Listener> = Port::ALL.into_iter().zip(0..).map(reserve).collect();
         let tls = (!self.tls.is_empty()).then(|| tls::server(self.certificate));
         let host = |listener: &Listener| Host {
             port: listener.port(),

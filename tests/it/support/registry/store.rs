@@ -60,8 +60,8 @@ impl Store {
         self.blobs.insert(blob.digest, blob.content.clone());
     }
 
-    pub(super) fn set_private(&mut self, repository: &str) {
-        self.repositories.entry(repository.into()).or_default().private = true;
+    pub(super) fn set_private(&mut self, repository: &str, private: bool) {
+        self.repositories.entry(repository.into()).or_default().private = private;
     }
 
     pub(super) fn tag(&mut self, repository: &str, tag: &str, digest: Digest) {

@@ -1,0 +1,170 @@
+//! What was got with a login, and nobody without one was seen to get: it is withheld from the other repositories.
+//!
+//! Blobs are held once, whoever brought them, and a manifest may name any digest: without this, whoever may push to one
+//! repository that is open and knows the digest of a private blob could name it there and so get it from the cache. A
+//! mark (`repos/_withheld`) is written before the first byte of such a content can be found by anybody, and says which
+//! registries have *delivered* it, every byte of it and verified. `pull::custody` makes the decisions.
+//!
+//! Promises: a content that was withheld is never found without its mark, also after a kill or a power cut; where the disk
+//! refuses the mark it is kept in memory, and the content is not stored. A folder without any mark is never looked into.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Cache;
+use super::repos::{Repos, Visibility};
+use crate::oci::{Digest, Registry, Repository};
+
+/// Marks that the disk refused and memory holds, by number: about 150 bytes each. Whatever would need one more is not served.
+const UNWRITTEN_MAX: usize = 100_000;
+
+/// The marks.
+pub(super) struct Withheld {
+    repos: Repos,
+    any: AtomicBool,
+    // Held over each change, so that no owner is lost to another's; for the blocking pool only.
+    unwritten: Mutex<HashMap<Digest, BTreeSet<Registry>>>,
+}
+
+impl Withheld {
+    pub(super) fn new(repos: Repos) -> Self {
+        Self { any: AtomicBool::new(repos.withholds()), repos, unwritten: Mutex::default() }
+    }
+
+    fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<Digest, BTreeSet<Registry>>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who delivered a content that is withheld; `None` where it is not withheld.
+    fn owners(&self, digest: &Digest) -> Option<BTreeSet<Registry>> {
+        let unwritten = self.unwritten();
+        self.owners_of(digest, &unwritten)
+    }
+
+    fn owners_of(&self, digest: &Digest, unwritten: &HashMap<Digest, BTreeSet<Registry>>) -> Option<BTreeSet<Registry>> {
+        if let Some(owners) = unwritten.get(digest) {
+            return Some(owners.clone());
+        }
+        self.repos.withheld(digest).unwrap_or_else(|error| {
+            tracing::error!(%digest, %error, "it cannot be read whether a content is withheld; it is");
+            Some(BTreeSet::new())
+        })
+    }
+
+    /// Withholds a content, with one more owner; false when that can be noted nowhere.
+    fn withhold(&self, digest: &Digest, owner: Option<&Registry>) -> bool {
+        self.any.store(true, Ordering::Release);
+        let mut unwritten = self.unwritten();
+        let before = self.owners_of(digest, &unwritten);
+        let mut owners = before.clone().unwrap_or_default();
+        owners.extend(owner.cloned());
+        if before.as_ref() == Some(&owners) {
+            return true;
+        }
+        match self.repos.set_withheld(digest, &owners) {
+            Ok(()) => drop(unwritten.remove(digest)),
+            Err(error) => {
+                tracing::error!(%digest, %error, "a content that was got with a login cannot be marked; it is not stored");
+                if unwritten.len() >= UNWRITTEN_MAX && !unwritten.contains_key(digest) {
+                    return false;
+                }
+                unwritten.insert(*digest, owners);
+            }
+        }
+        true
+    }
+
+    /// A mark that the disk refused must be on it before its content is.
+    pub(super) fn settle(&self, digest: &Digest) -> io::Result<()> {
+        if !self.any() {
+            return Ok(());
+        }
+        let mut unwritten = self.unwritten();
+        if let Some(owners) = unwritten.get(digest) {
+            self.repos.set_withheld(digest, owners)?;
+            unwritten.remove(digest);
+        }
+        Ok(())
+    }
+
+    fn release(&self, digest: &Digest) {
+        let mut unwritten = self.unwritten();
+        unwritten.remove(digest);
+        if let Err(error) = self.repos.remove_withheld(digest) {
+            tracing::warn!(%digest, %error, "a content that anybody may have stays withheld: each repository is asked for it");
+        }
+    }
+}
+
+impl Cache {
+    /// Whether anything is withheld in this folder: where not, there is nothing to look for.
+    pub(crate) fn withholds_anything(&self) -> bool {
+        self.0.withheld.any()
+    }
+
+    /// The registries that delivered a content which is withheld; `None` where it is not.
+    pub(crate) async fn withheld(&self, digest: &Digest) -> Option<BTreeSet<Registry>> {
+        if !self.withholds_anything() {
+            return None;
+        }
+        let (cache, digest) = (self.clone(), *digest);
+        let look = move || cache.0.withheld.owners(&digest);
+        // A look that died proves nothing: then it is withheld.
+        tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| Some(BTreeSet::new()))
+    }
+
+    /// Withholds a content that is about to be found; `owner` delivered it. False when it must not be used at all.
+    pub(crate) async fn withhold(&self, digest: &Digest, owner: Option<&Registry>) -> bool {
+        let (cache, digest, owner) = (self.clone(), *digest, owner.cloned());
+        tokio::task::spawn_blocking(move || cache.0.withheld.withhold(&digest, owner.as_ref())).await.unwrap_or(false)
+    }
+
+    /// Anybody may have a content.
+    pub(crate) async fn release(&self, digest: &Digest) {
+        if self.withheld(digest).await.is_some() {
+            let (cache, digest) = (self.clone(), *digest);
+            let _ = tokio::task::spawn_blocking(move || cache.0.withheld.release(&digest)).await;
+        }
+    }
+
+    /// Whether the upstream showed a digest in this very repository.
+    pub(crate) async fn claims(&self, repository: &Repository, digest: &Digest) -> bool {
+        let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
+        let look = move || cache.0.repos.claims(&repository, &digest).unwrap_or(false);
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    }
+
+    /// Whether anybody may see a repository upstream, as far as was last known.
+    pub(crate) async fn visibility(&self, repository: &Repository) -> Option<Visibility> {
+        let (cache, owner) = (self.clone(), repository.clone());
+        let look = move || {
+            cache.0.repos.visibility(&owner).unwrap_or_else(|error| {
+                tracing::error!(repository = %owner, %error, "it cannot be read whether a repository is public; it is not");
+                Some(Visibility::Private)
+            })
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or(Some(Visibility::Private))
+    }
+
+    /// Notes whether anybody may see a repository upstream; false when that cannot be written.
+    pub(crate) async fn note_visibility(&self, repository: &Repository, visibility: Visibility) -> bool {
+        let (cache, repository) = (self.clone(), repository.clone());
+        let note = move || {
+            if matches!(cache.0.repos.visibility(&repository), Ok(Some(known)) if known == visibility) {
+                return true;
+            }
+            let noted = cache.0.repos.set_visibility(&repository, visibility);
+            if let Err(error) = &noted {
+                tracing::error!(%repository, %error, "it cannot be noted whether the repository is public");
+            }
+            noted.is_ok()
+        };
+        tokio::task::spawn_blocking(note).await.unwrap_or(false)
+    }
+}
