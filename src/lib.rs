@@ -44,7 +44,7 @@
 //!    `it::leak::what_is_secret_is_in_no_log_no_metric_and_no_answer`
 //! 8. Every wait, queue, body, header and retry has a named limit with a reason.
 //!    `it::faults::an_upstream_that_takes_connections_and_says_nothing_is_given_up`,
-//!    `it::disk::ten_times_the_limit_goes_through_and_the_limit_holds_all_the_time`,
+//!    `it::disk::ten_times_the_limit_goes_through_and_the_limit_holds_all_the_time`, `it::crowd::are_given_back_in_time`,
 //!    `it::drain::the_deadline_cuts_what_does_not_end_and_nothing_half_done_is_left`
 //! 9. A hit makes no upstream request, a cold image makes the fewest: one manifest GET a digest, one blob GET a digest.
 //!    `it::pull::a_cold_image_is_one_get_a_digest_and_the_second_pull_is_nothing`
