@@ -79,8 +79,7 @@ pub struct Limits {
     /// How long a reader may keep a full window waiting before it is cut off, and a blob that cannot be stored may wait for a
     /// window.
     pub stall: Duration,
-    /// Bytes that all blobs together have in memory which cannot be stored: of the hundred megabytes or so that millpond is
-    /// meant to need.
+    /// Bytes that all blobs together have in memory which cannot be stored: 16 of them at the least are under way at once.
     pub windows: u64,
 }
 
@@ -97,7 +96,7 @@ impl Default for Limits {
             pause: Duration::from_millis(200),
             limited: Duration::from_secs(120),
             stall: Duration::from_secs(15),
-            windows: 64 << 20,
+            windows: 128 << 20,
         }
     }
 }

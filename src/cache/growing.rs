@@ -385,13 +385,15 @@ impl Writer {
         self.0.window().slowest()
     }
 
-    /// Forgets the older half of a window of so many bytes although a reader still needs it.
-    pub(crate) fn cut_slowest(&self, max: u64) {
+    /// Forgets the older half of a window of so many bytes although a reader still needs it; says whether that was anything.
+    pub(crate) fn cut_slowest(&self, max: u64) -> bool {
         let ready = self.0.progress.borrow().ready;
         let mut window = self.0.window();
         // What nobody could have had yet is not forgotten: its readers wait for it, and would wait for ever.
         let position = (window.start + max / 2).min(ready);
+        let before = window.start;
         window.forget_before(position);
+        window.start > before
     }
 
     /// Waits until a reader took bytes or left.

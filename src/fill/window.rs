@@ -14,10 +14,14 @@ use super::{Fill, Limits, Source, Store};
 use crate::cache::{Failure, Room};
 
 /// A place, in bytes: the least with which a transfer gets on at the speed of a network.
-const PLACE_BYTES: u64 = 1 << 20;
+const PLACE_BYTES: u64 = 4 << 20;
+
+/// Of that, what three reads of a connection may take, which are 1 MiB at the most: one that the window has begun to forget,
+/// one too much in what is written, one too much in what gathers.
+const READS_BYTES: u64 = 3 << 20;
 
 /// Places that one transfer can use besides its own: with 8 MiB it is as fast as with more.
-const EXTRA_PLACES_MAX: usize = 7;
+const EXTRA_PLACES_MAX: usize = 1;
 
 /// Bytes that may gather in memory while a batch is written to a file: the fill then stops reading, and the upstream waits.
 const GATHER_BYTES_MAX: usize = 4 << 20;
@@ -47,8 +51,8 @@ pub(super) struct Place {
 impl Windows {
     /// All within this limit.
     pub fn new(limits: &Limits) -> Self {
-        let places = usize::try_from(limits.windows / PLACE_BYTES / 2).unwrap_or(Semaphore::MAX_PERMITS).max(1);
-        Self { places: Arc::new(Semaphore::new(places)), extra: Arc::new(Semaphore::new(places)) }
+        let half = usize::try_from(limits.windows / PLACE_BYTES / 2).unwrap_or(Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(half.max(1))), extra: Arc::new(Semaphore::new(half)) }
     }
 
     async fn place(&self) -> Option<Place> {
@@ -62,9 +66,14 @@ impl Windows {
 }
 
 impl Place {
-    /// What the window may hold before more is put into it. The other half is what gathers, and what is put in at once.
+    /// What the window may hold before more is put into it.
     fn window(&self) -> u64 {
-        self.bytes / 2
+        (self.bytes - READS_BYTES) / 2
+    }
+
+    /// What may gather before it is put there, and gathers meanwhile.
+    fn gathers(&self) -> u64 {
+        (self.bytes - READS_BYTES) / 4
     }
 }
 
@@ -86,7 +95,7 @@ impl<S: Source> Fill<S> {
     /// How many bytes may gather before they are written.
     pub(super) fn gathers(&self) -> usize {
         match &self.store {
-            Store::Window(place) => usize::try_from(place.bytes / 4).unwrap_or(usize::MAX),
+            Store::Window(place) => usize::try_from(place.gathers()).unwrap_or(usize::MAX),
             Store::File(_) | Store::Unopened => GATHER_BYTES_MAX,
         }
     }
@@ -121,7 +130,10 @@ impl<S: Source> Fill<S> {
                 Room::Unwanted => return Err(Failure::Abandoned),
                 Room::Full | Room::Free => {
                     tracing::warn!(digest = %self.digest, "a client is too slow for a blob that cannot be stored; it is cut off");
-                    writer.cut_slowest(max);
+                    if !writer.cut_slowest(max) {
+                        // A fault of ours, for there is somebody to wait for; but no wait is for ever.
+                        return Err(Failure::Abandoned);
+                    }
                     deadline = Instant::now() + self.context.limits.stall;
                 }
             }

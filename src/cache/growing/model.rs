@@ -123,7 +123,7 @@ impl World {
                 self.writer.leave_file(self.written as u64, Arc::new(()));
                 self.window = true;
             }
-            Act::Cut if self.window => self.writer.cut_slowest(WINDOW_BYTES_MAX),
+            Act::Cut if self.window => drop(self.writer.cut_slowest(WINDOW_BYTES_MAX)),
             Act::Join(start, end) => self.readers.extend(self.growing.reader(start as u64, end.map(|end| end as u64)).ok()),
             Act::Read(n) if n < self.readers.len() => match self.read(n).await {
                 Ok(true) => {}

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::Failure;
 
@@ -70,13 +70,19 @@ impl Window {
         positions.filter(|&position| position != u64::MAX && !(was_cut && position < self.start)).min()
     }
 
+    /// Forgets what lies before a position; of a chunk that reaches beyond it, its part. That part's memory is free with the
+    /// rest of the chunk, but it must not count: a window that is full of what was read would never have room.
     pub(super) fn forget_before(&mut self, position: u64) {
-        while let Some(chunk) = self.chunks.front()
-            && self.start + chunk.len() as u64 <= position
+        while let Some(chunk) = self.chunks.front_mut()
+            && self.start < position
         {
-            self.start += chunk.len() as u64;
-            self.len -= chunk.len() as u64;
-            self.chunks.pop_front();
+            let gone = (position - self.start).min(chunk.len() as u64);
+            chunk.advance(usize::try_from(gone).unwrap_or(usize::MAX));
+            self.start += gone;
+            self.len -= gone;
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
         }
     }
 }
