@@ -95,3 +95,28 @@ async fn the_next_start_believes_only_an_index_that_was_held_against_the_files()
     cache.close(true);
     assert!(clean.exists());
 }
+
+#[tokio::test]
+async fn what_cannot_be_marked_is_withheld_in_memory_and_not_stored() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    let (bytes, registry) = (vec![7; 100_000], crate::oci::Registry::docker_hub());
+    let digest = Digest::sha256_of(&bytes);
+    assert!(!cache.withholds_anything());
+    // Not even root writes into a folder that is a file.
+    let marks = dir.path().join("repos/_withheld");
+    fs::write(&marks, "").expect("writes");
+    assert!(cache.withhold(&digest, None).await && cache.withhold(&digest, Some(&registry)).await);
+    assert_eq!(cache.withheld(&digest).await.map(Vec::from_iter), Some(vec![registry.clone()]));
+    let kept = cache.admit(bytes.len() as u64).await.expect("room");
+    kept.file().write_all_at(&bytes, 0).expect("writes");
+    assert!(cache.commit(kept, &digest, bytes.len() as u64).is_err(), "stored without its mark");
+    assert!(!cache.0.blobs.path(&digest).exists());
+    // The disk has recovered.
+    fs::remove_file(&marks).expect("removes");
+    keep(&cache, 7, 100_000).await;
+    assert_eq!(cache.0.repos.withheld(&digest).expect("reads").map(Vec::from_iter), Some(vec![registry]));
+    cache.release(&digest).await;
+    assert_eq!(cache.withheld(&digest).await, None);
+}

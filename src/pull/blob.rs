@@ -64,11 +64,7 @@ impl Pull {
             match found {
                 Found::Memory(bytes) => return Ok(Answer { content: BlobAnswer::Memory(bytes), outcome: Outcome::Hit }),
                 Found::Whole(blob) => return Ok(Answer { content: BlobAnswer::Whole(blob), outcome: Outcome::Hit }),
-                Found::Growing(growing) => {
-                    // What is only verified again comes from nobody.
-                    let outcome = if growing.origin().is_some() { Outcome::Collapsed } else { Outcome::Hit };
-                    return Ok(arriving(growing, outcome));
-                }
+                Found::Growing(growing) => return Ok(arriving(growing, Outcome::Collapsed)),
                 Found::Missing(permit) => match self.fetch_blob(permit, upstream, repository).await {
                     Err(failure) if failure.is_of_this_transfer() && turn < TURNS => {}
                     other => return other.map_err(|failure| self.blob_error(&failure)),

@@ -136,7 +136,7 @@ impl Pond {
     /// What holds after every crowd.
     async fn ends_well(self) {
         self.serves_others().await;
-        let complaints = self.program.complaints();
+        let complaints = self.program.log();
         assert!(!complaints.contains("panicked"), "{complaints}");
         assert_eq!(Box::pin(self.program.terminate()).await.0.code(), Some(0));
     }

@@ -41,8 +41,8 @@ pub struct Builder {
     users: BTreeMap<String, String>,
     secret_paths: Vec<String>,
     tuning: Tuning,
-    quiet: bool,
-    traced: bool,
+    // What is logged into a file, where that is so.
+    log: Option<&'static str>,
 }
 
 /// The limits of the server, but for those on silence: a machine that is busy with other things for half a minute is none of
@@ -79,8 +79,7 @@ impl Builder {
             users: BTreeMap::new(),
             secret_paths: Vec::new(),
             tuning: patient(),
-            quiet: false,
-            traced: false,
+            log: None,
         };
         let data = text(&builder.data().display().to_string());
         builder.set("server", "listen", "\"127.0.0.1:0\"").set("server", "admin", "\"127.0.0.1:0\"").set("cache", "dir", &data).patrol("0")
@@ -202,15 +201,15 @@ impl Builder {
         self
     }
 
-    /// That logs its complaints only, into a file (`Process::complaints`): for crowds, of which each request would be a line.
+    /// That logs its complaints only, into a file ([`Process::log`]): for crowds, of which each request would be a line.
     pub fn quiet(mut self) -> Self {
-        self.quiet = true;
+        self.log = Some("warn");
         self
     }
 
-    /// That logs all that it can, into a file ([`Process::log`]); the program only.
+    /// That logs all that it can, into a file ([`Process::log`]), and the program only.
     pub fn traced(mut self) -> Self {
-        self.traced = true;
+        self.log = Some("trace");
         self
     }
 

@@ -46,15 +46,11 @@ impl Process {
         command.arg("serve").arg("--config").arg(&file).current_dir(settings.home());
         // Nothing of this machine is to be found, neither settings nor proxies.
         command.env_clear().env("HOME", settings.home()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-        if settings.quiet {
+        if let Some(level) = settings.log {
             let log = File::create(settings.home().join("log")).unwrap();
-            command.env("RUST_LOG", "warn").stderr(log);
+            command.env("RUST_LOG", level).stderr(log);
         }
         dress(&mut command);
-        if settings.traced {
-            let log = std::fs::File::create(settings.home().join("log")).unwrap();
-            command.env("RUST_LOG", "trace").stderr(log);
-        }
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         (child, output)
@@ -87,7 +83,7 @@ impl Process {
         self.child.id().expect("it was not waited for")
     }
 
-    /// What it has logged until now, when it is traced.
+    /// What it has logged until now, if it is [`Builder::quiet`] or [`Builder::traced`].
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.settings.home().join("log")).unwrap()).into_owned()
     }
@@ -101,11 +97,6 @@ impl Process {
     /// What it holds now.
     pub fn vitals(&self) -> Vitals {
         Vitals::of(self.child.id().expect("it was not waited for"))
-    }
-
-    /// What it has complained about, if it is [`Builder::quiet`].
-    pub fn complaints(&self) -> String {
-        std::fs::read_to_string(self.settings.home().join("log")).unwrap()
     }
 
     /// Its settings and its folder.
