@@ -149,7 +149,8 @@ async fn an_announced_length_that_is_too_long_is_found_out_by_the_hash() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_has_no_more_is_asked_twice_more_and_not_in_haste() {
-    let world = World::new(1 << 30).await;
+    let mut world = World::new(1 << 30).await;
+    world.context.limits.tries = 6;
     let content = content(500_000);
     let digest = Digest::sha256_of(&content);
     for last in [None, Some(Act::Lost)] {
