@@ -14,7 +14,7 @@ use crate::support::registry::Registry;
 use crate::support::scene::{REPO, Scene, assert_whole};
 
 /// The limit of each kind of idling here, instead of half a minute or one.
-const LIMIT: Duration = Duration::from_millis(1500);
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// How a client stays without being served.
 #[derive(Clone, Copy, Debug)]

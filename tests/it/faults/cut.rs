@@ -138,10 +138,10 @@ async fn a_silent_body_is_given_up_and_resumed() {
 
 #[tokio::test]
 async fn a_slow_body_is_not_a_silent_one() {
-    let quiet = |tuning: &mut millpond::serve::Tuning| tuning.fill.silence = Duration::from_millis(800);
+    let quiet = |tuning: &mut millpond::serve::Tuning| tuning.fill.silence = Duration::from_secs(3);
     let scene = Scene::with(Registry::hub().await, |builder| builder.tune(quiet));
     let blob = scene.push(1, 300_000);
-    once(&scene, &blob, Fault::trickle(200_000));
+    once(&scene, &blob, Fault::trickle(70_000));
     assert_whole(&scene.get(&blob).fetch().await, &blob);
     assert_eq!(offsets(&scene, &blob), [0], "{}", scene.hub.story());
 }
@@ -185,7 +185,7 @@ async fn a_body_that_trickles_on_every_connection_ends() {
 
 #[tokio::test]
 async fn an_answer_that_does_not_begin_is_a_quick_refusal() {
-    let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(1);
+    let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(3);
     let scene = Scene::with(Registry::hub().await, |builder| builder.tune(quick));
     let held = scene.hold("held").await;
     for kind in [Kind::Cdn, Kind::Blob] {
@@ -204,7 +204,7 @@ async fn an_answer_that_does_not_begin_is_a_quick_refusal() {
 
 #[tokio::test]
 async fn a_resumption_that_is_not_answered_is_asked_for_again() {
-    let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(1);
+    let quick = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(3);
     let scene = Scene::with(Registry::hub().await, |builder| builder.tune(quick));
     let held = scene.hold("held").await;
     for (seed, kind) in [(1, Kind::Cdn), (2, Kind::Blob)] {

@@ -170,7 +170,7 @@ async fn an_upstream_with_a_wrong_certificate_is_told_nothing() {
 
 #[tokio::test]
 async fn an_upstream_that_takes_connections_and_says_nothing_is_given_up() {
-    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(1);
+    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.head = Duration::from_secs(3);
     let scene = Scene::with(Registry::plain().await, |builder| builder.tune(short));
     let held = scene.hold("held").await;
     // What was connected before is gone, so that a new connection is needed.

@@ -40,7 +40,7 @@ async fn a_name_without_an_address_is_an_outage_and_another_endpoint_takes_over(
 
 #[tokio::test]
 async fn a_handshake_that_stands_still_is_given_up() {
-    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.connect = Duration::from_secs(1);
+    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.connect = Duration::from_secs(3);
     let scene = Scene::with(Builder::plain().tls().start().await, |builder| builder.tune(short));
     let held = scene.hold("held").await;
     // What was connected before is gone, so that a new connection is needed.
