@@ -13,7 +13,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::Advice;
 use serde::{Deserialize, Serialize};
@@ -410,7 +410,7 @@ fn is_as_opened(file: &BlobFile) -> bool {
 }
 
 fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+    now() / 1_000
 }
 
 #[cfg(test)]
