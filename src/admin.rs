@@ -60,13 +60,17 @@ impl Admin {
         Self { metrics, readiness }
     }
 
+    fn with_disk(&self, word: &str) -> String {
+        if self.metrics.is_disk_overdue() { format!("{word}, but the disk does not answer\n") } else { format!("{word}\n") }
+    }
+
     /// GET and HEAD of `/healthz`, `/readyz` and `/metrics`; all else is the registry's JSON error.
     pub fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let answer: fn(&Self) -> Response<Full<Bytes>> = match request.uri().path() {
-            // That it answers is the whole message.
-            "/healthz" => |_| reply(StatusCode::OK, TEXT, "ok\n"),
+            // That it answers is the message; a disk that does not is told beside it, for clients are served all the same.
+            "/healthz" => |admin| reply(StatusCode::OK, TEXT, admin.with_disk("ok")),
             "/readyz" => |admin| match admin.readiness.reason() {
-                None => reply(StatusCode::OK, TEXT, "ready\n"),
+                None => reply(StatusCode::OK, TEXT, admin.with_disk("ready")),
                 Some(reason) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n")),
             },
             "/metrics" => |admin| reply(StatusCode::OK, OPENMETRICS, admin.metrics.render()),
@@ -126,6 +130,18 @@ mod tests {
         readiness.not_ready("draining");
         assert_eq!(ready().await, (StatusCode::SERVICE_UNAVAILABLE, TEXT.into(), "draining\n".into()));
         assert_eq!(ask(&admin, Method::GET, "/healthz?x").await.0, StatusCode::OK, "draining is not dying");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_is_told_and_no_reason_to_send_nobody() {
+        let (readiness, metrics) = (Readiness::starting(), Metrics::new());
+        let admin = Admin::new(metrics.clone(), readiness.clone());
+        readiness.ready();
+        metrics.disk_overdue(1);
+        for (page, word) in [("/healthz", "ok"), ("/readyz", "ready")] {
+            let told = (StatusCode::OK, TEXT.to_owned(), format!("{word}, but the disk does not answer\n"));
+            assert_eq!(ask(&admin, Method::GET, page).await, told);
+        }
     }
 
     #[tokio::test]

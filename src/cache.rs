@@ -23,6 +23,7 @@ mod audit;
 mod blamed;
 mod blobs;
 mod boot;
+mod disk;
 mod evict;
 mod flight;
 mod folder;
@@ -42,16 +43,19 @@ mod tests;
 mod withheld;
 
 pub(crate) use admit::Kept;
+pub(crate) use disk::NoAnswer;
 pub use audit::{Audit, Finding, audit};
 pub use flight::Permit;
 pub(crate) use flight::{Coalesce, Joined};
 pub use folder::FolderError;
 pub(crate) use growing::Room;
+pub(crate) use growing::Writer;
 pub use growing::{Failure, Growing, Phase, Reader, TAIL};
 pub use repos::{TagRecord, Visibility};
 
 pub(crate) use blobs::BlobFile as Suspect;
 use blobs::{BlobFile, Blobs};
+use disk::{Call, Disk};
 use flight::{Flights, Role};
 use folder::{Folder, Stamp};
 pub(crate) use hot::Recent;
@@ -77,6 +81,8 @@ pub struct Config {
     pub memory: u64,
     /// Bytes a second that the patrol reads; 0 switches it off.
     pub patrol: u64,
+    /// How long a call on the disk may take.
+    pub disk_patience: Duration,
     /// How long after the upstream last confirmed it a tag may still be served.
     pub tag_life: Duration,
 }
@@ -96,6 +102,7 @@ pub struct Cache(Arc<Inner>);
 
 struct Inner {
     folder: Folder,
+    disk: Disk,
     blobs: Blobs,
     repos: Repos,
     quarantine: Quarantine,
@@ -160,16 +167,26 @@ impl Blob {
         self.file.stamp.size
     }
 
-    /// Reads at most `max` bytes at `offset` without waiting for the disk; `None` when [`Blob::read_blocking`] has to do it.
+    /// Reads at most `max` bytes at `offset` without waiting for the disk; `None` when [`Blob::read`] has to do it.
     pub fn read_now(&self, offset: u64, max: u64) -> Option<Bytes> {
         // An error is for the one that may wait: it does something about it.
         pool::read_now(&self.file.file, offset, max).ok().flatten()
     }
 
-    /// Reads at most `max` bytes at `offset`, waiting for the disk: for the blocking pool only. The kernel is told to read
-    /// ahead, so that what follows need not wait. A file that cannot be read is verified, and if need be fetched again,
+    /// Reads at most `max` bytes at `offset`, waiting for the disk as long as it may take. A blob for which it does not answer
+    /// is not looked for on it for a while.
+    pub async fn read(self, offset: u64, max: u64) -> std::io::Result<Bytes> {
+        let (cache, digest) = (self.cache.clone(), self.file.digest);
+        let read = cache.0.disk.ask_about(&digest, move || self.read_blocking(offset, max)).await;
+        read.unwrap_or_else(|no| {
+            cache.0.hot.forget(&digest);
+            Err(no.into())
+        })
+    }
+
+    /// For the blocking pool only. The kernel is told to read ahead, so that what follows need not wait. A file that cannot be read is verified, and if need be fetched again,
     /// before it is served to anybody else.
-    pub fn read_blocking(&self, offset: u64, max: u64) -> std::io::Result<Bytes> {
+    fn read_blocking(&self, offset: u64, max: u64) -> std::io::Result<Bytes> {
         let ahead = std::num::NonZeroU64::new(READ_AHEAD_BYTES);
         // Advice that is not taken costs nothing.
         let _ = rustix::fs::fadvise(&*self.file.file, offset, ahead, rustix::fs::Advice::WillNeed);
@@ -198,11 +215,13 @@ impl Cache {
         if let Some(found) = self.blob_at_hand(digest, from) {
             return found;
         }
-        let (cache, digest) = (self.clone(), *digest);
-        match tokio::task::spawn_blocking(move || cache.look_up(&digest, from)).await {
+        match self.look_up(digest, from).await {
             Ok(found) => found,
-            // The runtime is stopping: let the caller find out by its permit.
-            Err(_) => self.claim(&digest, from, None),
+            // The disk does not answer: what nobody knows to be here is fetched, and does without it.
+            Err(NoAnswer) => match self.claim(digest, from, None) {
+                Found::Missing(permit) => Found::Missing(permit.avoiding_disk()),
+                other => other,
+            },
         }
     }
 
@@ -224,22 +243,55 @@ impl Cache {
         inner.flights.get(digest, from).map(Found::Growing)
     }
 
-    fn look_up(&self, digest: &Digest, from: u64) -> Found {
-        match self.open_trusted(digest) {
-            Ok(found) => found,
-            Err(suspect) => match self.claim(digest, from, suspect) {
-                // A writer may have committed between our look at the disk and our claim.
-                Found::Missing(permit) if !permit.has_suspect() => match self.open_trusted(digest) {
-                    Ok(found) => found,
-                    Err(None) => {
-                        self.forget_vanished(digest);
-                        Found::Missing(permit)
-                    }
-                    Err(Some(suspect)) => Found::Missing(permit.with_suspect(suspect)),
-                },
-                other => other,
+    /// The permit is never with a call that may hang: those who join would wait for it.
+    async fn look_up(&self, digest: &Digest, from: u64) -> Result<Found, NoAnswer> {
+        let suspect = match self.open_in_time(digest, false).await? {
+            Ok(found) => return Ok(found),
+            Err(suspect) => suspect,
+        };
+        Ok(match self.claim(digest, from, suspect) {
+            // A writer may have committed between our look at the disk and our claim.
+            Found::Missing(permit) if !permit.has_suspect() => match self.open_in_time(digest, true).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(None)) => Found::Missing(permit),
+                Ok(Err(Some(suspect))) => Found::Missing(permit.with_suspect(suspect)),
+                Err(NoAnswer) => Found::Missing(permit.avoiding_disk()),
             },
-        }
+            other => other,
+        })
+    }
+
+    /// As `open_trusted`, with a deadline. The one with the `right` to fetch it forgets one whose file is gone.
+    async fn open_in_time(&self, digest: &Digest, right: bool) -> Result<Result<Found, Option<BlobFile>>, NoAnswer> {
+        let (cache, of) = (self.clone(), *digest);
+        let open = move || {
+            let opened = cache.open_trusted(&of);
+            if right && matches!(opened, Err(None)) {
+                cache.forget_vanished(&of);
+            }
+            opened
+        };
+        self.0.disk.ask_about(digest, open).await
+    }
+
+    /// Writes a part of what is arriving, with a deadline.
+    pub(crate) async fn write_in_time<T: Send + 'static>(&self, write: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
+        self.0.disk.ask(Call::Write, write).await
+    }
+
+    /// Reads a part of what is held, with a deadline.
+    pub(crate) async fn look_in_time<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
+        self.0.disk.ask(Call::Look, look).await
+    }
+
+    /// Has a blob of so many bytes put into place, however long that takes.
+    pub(crate) async fn commit_aside(&self, bytes: u64, commit: impl FnOnce() + Send + 'static) {
+        self.0.disk.commit(bytes, commit).await;
+    }
+
+    /// Looks at the disk, or goes without what it does not say in time.
+    async fn look<T: Send + 'static>(&self, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+        self.0.disk.ask(Call::Look, look).await.ok().flatten()
     }
 
     /// Opens a blob whose file is as it was when it was verified; else the file that must be verified first, if any.
@@ -320,7 +372,7 @@ impl Cache {
             let small = || size <= SMALL_BLOB_BYTES_MAX && cache.load(&file).is_some();
             (named == Some(size) || verified() || small()).then_some(size)
         };
-        tokio::task::spawn_blocking(look).await.ok().flatten()
+        self.look(look).await
     }
 
     /// A manifest of a repository, by digest.
@@ -331,7 +383,7 @@ impl Cache {
             return Some(HeldManifest { bytes, media_type });
         }
         let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
-        tokio::task::spawn_blocking(move || cache.load_manifest(&repository, &digest)).await.ok().flatten()
+        self.look(move || cache.load_manifest(&repository, &digest)).await
     }
 
     fn load_manifest(&self, repository: &Repository, digest: &Digest) -> Option<HeldManifest> {
@@ -366,7 +418,7 @@ impl Cache {
             known
         } else {
             let (cache, repository, tag) = (self.clone(), repository.clone(), tag.clone());
-            tokio::task::spawn_blocking(move || cache.load_tag(&repository, &tag)).await.ok().flatten()?
+            self.look(move || cache.load_tag(&repository, &tag)).await?
         };
         let age = match known.checked {
             Some(checked) => Some(checked.elapsed()),
@@ -388,8 +440,7 @@ impl Cache {
     /// The tags of a repository that are held, in lexical order.
     pub async fn tags(&self, repository: &Repository) -> Vec<Tag> {
         let (cache, repository) = (self.clone(), repository.clone());
-        let list = move || cache.0.repos.list_tags(&repository).unwrap_or_default();
-        tokio::task::spawn_blocking(list).await.unwrap_or_default()
+        self.look(move || cache.0.repos.list_tags(&repository).ok()).await.unwrap_or_default()
     }
 
     /// Whether a repository shows a digest: a manifest of it names it, or it was linked by itself. Bytes that are here
@@ -409,8 +460,7 @@ impl Cache {
             return keep::shown_size(&links, &digest);
         }
         let repository = repository.clone();
-        let look = move || keep::shown_size(&cache.links(&repository), &digest);
-        tokio::task::spawn_blocking(look).await.ok().flatten()
+        self.look(move || keep::shown_size(&cache.links(&repository), &digest)).await
     }
 
     /// Bytes held, and the limit.

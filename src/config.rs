@@ -162,6 +162,7 @@ fn cache(section: &mut Section) -> (cache::Config, pull::Config) {
         max_size: section.value("max_size", "50GiB", values::max_size),
         memory: section.value("memory", "64MiB", values::size),
         patrol: section.value("patrol", "4MiB", values::rate),
+        disk_patience: section.value("disk_patience", "10s", values::patience),
         tag_life: Duration::ZERO,
     };
     let pull = pull::Config {

@@ -26,11 +26,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cache::{Cache, Failure, Growing, Kept, Permit};
+use crate::cache::{Cache, Failure, Growing, Permit};
 use crate::observe::Metrics;
 use crate::oci::{Digest, Hasher};
 
@@ -43,10 +42,11 @@ mod verify;
 mod window;
 mod write;
 
-use batch::{Batch, Work};
+use batch::Batch;
 use pace::Pace;
 use window::Place;
 pub use window::Windows;
+use write::{Filed, Working};
 
 /// Limits of a fill.
 #[derive(Debug, Clone)]
@@ -196,7 +196,7 @@ struct Fill<S> {
     skip: u64,
     gathered: Batch,
     hasher: Option<Hasher>,
-    work: Option<JoinHandle<Work>>,
+    work: Option<Working>,
 }
 
 /// Where the bytes go.
@@ -204,7 +204,7 @@ enum Store {
     /// The upstream has not answered yet.
     Unopened,
     /// Into a temporary file.
-    File(Kept),
+    File(Filed),
     /// Through the window: they are not kept.
     Window(Arc<Place>),
 }
@@ -304,7 +304,7 @@ impl<S: Source> Fill<S> {
         match place {
             Ok(kept) => {
                 self.permit.writer().open(self.size, Some(kept.file().clone()));
-                self.store = Store::File(kept);
+                self.store = Store::File(Filed::new(kept, &self.context));
             }
             Err(reason) => {
                 tracing::warn!(digest = %self.digest, size = self.size, %reason, "a blob is passed through without being stored");

@@ -162,6 +162,7 @@ struct Inner {
     fills: Gauge,
     cache_bytes: Gauge,
     beside_bytes: Gauge,
+    disk_overdue: Gauge,
     evicted: Counter,
     upstream_requests: Family<Asked, Counter>,
     ratelimit: Family<Upstream, Gauge>,
@@ -197,6 +198,7 @@ impl Metrics {
             fills: Gauge::default(),
             cache_bytes: Gauge::default(),
             beside_bytes: Gauge::default(),
+            disk_overdue: Gauge::default(),
             evicted: Counter::default(),
             upstream_requests: Family::default(),
             ratelimit: Family::default(),
@@ -223,6 +225,7 @@ impl Metrics {
             "Bytes of tags, links and quarantine/, which count towards max_size",
             inner.beside_bytes.clone(),
         );
+        registry.register("disk_overdue", "Calls on the disk that it has not answered in time, nor since", inner.disk_overdue.clone());
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());
         registry.register("upstream_ratelimit_remaining", "Pulls left, as the upstream last said", inner.ratelimit.clone());
@@ -278,6 +281,16 @@ impl Metrics {
     /// The bytes that now lie beside the blobs.
     pub fn beside_bytes(&self, bytes: u64) {
         self.0.beside_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// So many calls on the disk are overdue.
+    pub fn disk_overdue(&self, calls: i64) {
+        self.0.disk_overdue.set(calls);
+    }
+
+    /// Whether the disk leaves calls unanswered.
+    pub fn is_disk_overdue(&self) -> bool {
+        self.0.disk_overdue.get() > 0
     }
 
     /// Bytes were evicted.
@@ -454,6 +467,7 @@ mod tests {
             "millpond_fills_inflight 1",
             "millpond_cache_bytes 0",
             "millpond_cache_beside_bytes 0",
+            "millpond_disk_overdue 0",
             "millpond_cache_evicted_bytes_total 0",
             "millpond_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"200\"} 1",
             "millpond_upstream_ratelimit_remaining{upstream=\"docker.io\"} 99",

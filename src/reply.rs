@@ -417,6 +417,7 @@ mod tests {
             max_size: crate::cache::MaxSize::Bytes(1 << 20),
             memory: 0,
             patrol: 0,
+            disk_patience: std::time::Duration::from_secs(10),
             tag_life: Duration::ZERO,
         };
         let cache = crate::cache::Cache::open(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::fs::FallocateFlags;
 
 use super::Cache;
+use super::disk::{Call, NoAnswer};
 use super::evict::{Candidate, Plan};
 use super::flight::Permit;
 use super::folder::Temp;
@@ -61,6 +62,9 @@ pub(crate) enum NotStored {
     /// The disk, or eviction.
     #[error("making room for it takes too long")]
     Slow,
+    /// The disk does not answer.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
     /// The disk took the last transfer of it, and did not give it back.
     #[error("the disk cannot be read")]
     Unreadable,
@@ -119,7 +123,7 @@ impl Cache {
             }
             Ok(Kept { temp, promise, evicts_upto })
         };
-        tokio::task::spawn_blocking(make).await.unwrap_or(Err(NotStored::NoRoom))
+        self.0.disk.ask(Call::Write, make).await?
     }
 
     /// Makes sure that so many bytes of an unsized blob are promised.
@@ -148,13 +152,13 @@ impl Cache {
                 }
                 other => other,
             };
-            match tokio::task::spawn_blocking(ask).await {
+            match self.0.disk.ask(Call::Write, ask).await {
                 Ok(Ask::Given(promise)) => return Ok(promise),
                 Ok(Ask::TooLarge) => return Err(NotStored::TooLarge),
                 Ok(Ask::Evict(_)) if !may_evict => return Err(NotStored::NoRoom),
                 Ok(Ask::Evict(_)) if turn.is_none() => turn = Some(self.0.evicting.lock().await),
                 Ok(Ask::Evict(_)) => {}
-                Err(_) => return Err(NotStored::NoRoom),
+                Err(no) => return Err(no.into()),
             }
         }
         Err(NotStored::NoRoom)

@@ -31,6 +31,11 @@ impl Blamed {
         }
     }
 
+    /// The disk is well again.
+    pub(crate) fn forget(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Whether this one is better not written.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         let blamed = self.0.lock().unwrap_or_else(PoisonError::into_inner);

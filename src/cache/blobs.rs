@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{CWD, RenameFlags};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::drop_aside;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
 use crate::oci::{Algorithm, Digest};
 
@@ -32,6 +33,15 @@ pub(crate) struct BlobFile {
     pub(crate) file: Arc<File>,
     /// Its state when it was opened.
     pub(crate) stamp: Stamp,
+}
+
+impl Drop for BlobFile {
+    fn drop(&mut self) {
+        // One that was evicted ends with the last who has it open, and that is work for the disk.
+        if Arc::strong_count(&self.file) == 1 {
+            drop_aside(self.file.clone());
+        }
+    }
 }
 
 impl BlobFile {

@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 
 use super::blamed::Blamed;
 use super::blobs::BlobFile;
-use super::growing::{Growing, Writer, growing_on};
+use super::disk::Disk;
+use super::growing::{Failure, Growing, Writer, growing_on};
 use crate::oci::Digest;
 
 /// The blobs that are arriving now.
@@ -20,12 +21,14 @@ use crate::oci::Digest;
 pub(crate) struct Flights {
     arriving: Arc<Mutex<HashMap<Digest, Growing>>>,
     blamed: Blamed,
+    disk: Disk,
 }
 
 /// The one right to fetch a blob. It is consumed by a fill; dropping it frees the digest and fails those who wait.
 #[derive(Debug)]
 pub struct Permit {
-    writer: Writer,
+    // Shared with a batch that is being written: that may hang, and the permit must end without it.
+    writer: Arc<Writer>,
     flights: Flights,
     suspect: Option<BlobFile>,
     avoids_disk: bool,
@@ -44,6 +47,11 @@ pub(crate) enum Role {
 }
 
 impl Flights {
+    /// Those whose bytes go to this disk.
+    pub(crate) fn on(disk: Disk) -> Self {
+        Self { disk, ..Self::default() }
+    }
+
     /// Joins the transfer of a digest, or becomes its writer. A transfer that a newcomer could not read from the byte it
     /// wants first is left to its readers, and replaced.
     pub(crate) fn join(&self, digest: &Digest, from: u64) -> Role {
@@ -51,10 +59,10 @@ impl Flights {
         if let Some(growing) = flights.get(digest).filter(|growing| growing.serves_from(from)) {
             return Role::Reader(growing.clone());
         }
-        let (writer, growing) = growing_on(*digest, &self.blamed);
+        let (writer, growing) = growing_on(*digest, &self.blamed, &self.disk);
         flights.insert(*digest, growing);
         let avoids_disk = self.blamed.has(digest);
-        Role::Writer(Permit { writer, flights: self.clone(), suspect: None, avoids_disk })
+        Role::Writer(Permit { writer: Arc::new(writer), flights: self.clone(), suspect: None, avoids_disk })
     }
 
     /// The transfer of a digest, if there is one that can be read from there.
@@ -101,6 +109,12 @@ impl Permit {
         self
     }
 
+    /// The disk does not answer: nothing of this blob is to be stored.
+    pub(crate) fn avoiding_disk(mut self) -> Self {
+        self.avoids_disk = true;
+        self
+    }
+
     /// Whether there is such a file: the blob may be here after all.
     pub fn has_suspect(&self) -> bool {
         self.suspect.is_some()
@@ -117,13 +131,14 @@ impl Permit {
     }
 
     /// The writer's side.
-    pub(crate) fn writer(&self) -> &Writer {
+    pub(crate) fn writer(&self) -> &Arc<Writer> {
         &self.writer
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.writer.fail(Failure::Abandoned);
         let mine = self.writer.growing();
         let mut flights = self.flights.lock();
         if flights.get(&mine.digest()).is_some_and(|current| current.is(&mine)) {

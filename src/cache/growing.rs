@@ -20,6 +20,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::blamed::Blamed;
+use super::disk::{Call, Disk, drop_aside};
 use super::pool;
 use crate::oci::{Digest, Registry};
 
@@ -76,6 +77,7 @@ struct Shared {
     /// What is read is no transfer, but a file that is held and being verified.
     held: AtomicBool,
     blamed: Blamed,
+    disk: Disk,
     window: Mutex<Window>,
     /// Readers of a window tell the writer that they moved on.
     moved: Notify,
@@ -88,11 +90,11 @@ pub(crate) struct Writer(Arc<Shared>);
 /// A new blob, as its writer and its readers see it.
 #[cfg(test)]
 pub(crate) fn growing(digest: Digest) -> (Writer, Growing) {
-    growing_on(digest, &Blamed::default())
+    growing_on(digest, &Blamed::default(), &Disk::default())
 }
 
 /// As `growing`, on a disk that has failed these before.
-pub(crate) fn growing_on(digest: Digest, blamed: &Blamed) -> (Writer, Growing) {
+pub(crate) fn growing_on(digest: Digest, blamed: &Blamed, disk: &Disk) -> (Writer, Growing) {
     let progress = watch::Sender::new(Progress { phase: Phase::Opening, size: None, ready: 0 });
     let shared = Arc::new(Shared {
         digest,
@@ -102,6 +104,7 @@ pub(crate) fn growing_on(digest: Digest, blamed: &Blamed) -> (Writer, Growing) {
         unreadable: AtomicBool::new(false),
         held: AtomicBool::new(false),
         blamed: blamed.clone(),
+        disk: disk.clone(),
         window: Mutex::default(),
         moved: Notify::new(),
     });
@@ -202,6 +205,15 @@ impl Growing {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The end of a file without a name is work for the disk.
+        if let Some(file) = self.file.take() {
+            drop_aside(file);
+        }
+    }
+}
+
 impl Shared {
     /// A poisoned lock only says that another thread panicked; the window is changed in single steps.
     fn window(&self) -> MutexGuard<'_, Window> {
@@ -292,8 +304,8 @@ impl Reader {
         let bytes = if let Ok(Some(bytes)) = pool::read_now(&file, offset, max) {
             bytes
         } else {
-            let read = tokio::task::spawn_blocking(move || pool::read_blocking(&file, offset, max)).await;
-            read.map_err(|_| Failure::Abandoned)?.map_err(|error| {
+            let read = self.shared.disk.ask(Call::Look, move || pool::read_blocking(&file, offset, max)).await;
+            read.unwrap_or_else(|no| Err(no.into())).map_err(|error| {
                 tracing::error!(digest = %self.shared.digest, offset, %error, "a blob that is arriving cannot be read from the disk");
                 self.shared.unreadable.store(true, Ordering::Release);
                 self.shared.blamed.add(self.shared.digest);

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::admit::{Kept, NotStored};
 use super::blobs::{BlobFile, Blobs, total_bytes};
 use super::boot;
+use super::disk::{Call, Disk, probe_of};
 use super::flight::Flights;
 use super::folder::{Durability, Folder, Stamp, sync_dir};
 use super::hot::{Hot, Links};
@@ -48,6 +49,7 @@ impl Cache {
         boot::forget_what_a_dead_host_knew(&folder, &index, clean.is_some(), boot::this());
         let (index, opened) = Index::open(&index);
         let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
+        let disk = Disk::new(config.disk_patience, metrics.clone(), stop.clone(), probe_of(folder.clone()));
         let repos = Repos::new(folder.clone(), space.beside().clone());
         let cache = Self(Arc::new(Inner {
             blobs: Blobs::new(folder.clone()),
@@ -57,7 +59,8 @@ impl Cache {
             folder,
             index,
             hot: Hot::new(config.memory),
-            flights: Flights::default(),
+            flights: Flights::on(disk.clone()),
+            disk,
             pins: Pins::default(),
             space,
             tag_life: config.tag_life,
@@ -224,7 +227,7 @@ impl Cache {
             links.lock().unwrap_or_else(PoisonError::into_inner).extend(named);
             cache.0.hot.links_grew(&owner, &links);
         };
-        let _ = tokio::task::spawn_blocking(show).await;
+        let _ = self.0.disk.ask(Call::Look, show).await;
         HeldManifest { bytes, media_type: manifest.media_type.clone() }
     }
 
@@ -237,7 +240,7 @@ impl Cache {
                 tracing::error!(%repository, %digest, %error, "a manifest cannot be stored; it is served from memory");
             }
         };
-        let _ = tokio::task::spawn_blocking(keep).await;
+        let _ = self.0.disk.ask(Call::Write, keep).await;
     }
 
     pub(super) fn store_manifest(
@@ -272,7 +275,7 @@ impl Cache {
                 tracing::error!(%repository, %tag, %error, "a tag cannot be stored; it is kept in memory");
             }
         };
-        let _ = tokio::task::spawn_blocking(write).await;
+        let _ = self.0.disk.ask(Call::Write, write).await;
     }
 
     /// The upstream says that a tag is gone.
@@ -284,7 +287,7 @@ impl Cache {
                 tracing::error!(%repository, %tag, %error, "a tag that is gone upstream cannot be removed");
             }
         };
-        let _ = tokio::task::spawn_blocking(remove).await;
+        let _ = self.0.disk.ask(Call::Write, remove).await;
     }
 
     /// The upstream showed a blob in a repository. With `durable` that is written down even where a held manifest names it.
@@ -308,7 +311,7 @@ impl Cache {
                 tracing::error!(%repository, %digest, %error, "a blob's link cannot be stored; the upstream is asked again after a restart");
             }
         };
-        let _ = tokio::task::spawn_blocking(link).await;
+        let _ = self.0.disk.ask(Call::Write, link).await;
     }
 
     /// What a repository shows, from its manifests. Blocks.

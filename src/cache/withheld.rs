@@ -12,25 +12,38 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Cache;
+use super::disk::Call;
+use super::hot::Recent;
 use super::repos::{Repos, Visibility};
 use crate::oci::{Digest, Registry, Repository};
 
 /// Marks that the disk refused and memory holds, by number: about 150 bytes each. Whatever would need one more is not served.
 const UNWRITTEN_MAX: usize = 100_000;
 
+/// Repositories of which it is remembered whether anybody may see them, and for how long: it is asked about for each request, and
+/// counts when the disk does not say.
+const KNOWN_MAX: u64 = 20_000;
+const KNOWN_FOR: Duration = Duration::from_secs(24 * 3_600);
+
 /// The marks.
 pub(super) struct Withheld {
     repos: Repos,
     any: AtomicBool,
-    // Held over each change, so that no owner is lost to another's; for the blocking pool only.
+    /// Held over each change, so that no owner is lost to another's; for the blocking pool only.
+    changing: Mutex<()>,
+    // Never held across a call to the disk, which may not answer.
     unwritten: Mutex<HashMap<Digest, BTreeSet<Registry>>>,
+    /// What was last known of a repository, for as long as the disk does not say.
+    known: Recent<Repository, Option<Visibility>>,
 }
 
 impl Withheld {
     pub(super) fn new(repos: Repos) -> Self {
-        Self { any: AtomicBool::new(repos.withholds()), repos, unwritten: Mutex::default() }
+        let known = Recent::new(KNOWN_MAX, KNOWN_FOR);
+        Self { any: AtomicBool::new(repos.withholds()), repos, changing: Mutex::default(), unwritten: Mutex::default(), known }
     }
 
     fn any(&self) -> bool {
@@ -41,15 +54,18 @@ impl Withheld {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who delivered a content that is withheld; `None` where it is not withheld.
-    fn owners(&self, digest: &Digest) -> Option<BTreeSet<Registry>> {
-        let unwritten = self.unwritten();
-        self.owners_of(digest, &unwritten)
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn owners_of(&self, digest: &Digest, unwritten: &HashMap<Digest, BTreeSet<Registry>>) -> Option<BTreeSet<Registry>> {
-        if let Some(owners) = unwritten.get(digest) {
-            return Some(owners.clone());
+    fn noted(&self, digest: &Digest) -> Option<BTreeSet<Registry>> {
+        self.unwritten().get(digest).cloned()
+    }
+
+    /// Who delivered a content that is withheld; `None` where it is not withheld.
+    fn owners(&self, digest: &Digest) -> Option<BTreeSet<Registry>> {
+        if let Some(owners) = self.noted(digest) {
+            return Some(owners);
         }
         self.repos.withheld(digest).unwrap_or_else(|error| {
             tracing::error!(%digest, %error, "it cannot be read whether a content is withheld; it is");
@@ -60,24 +76,42 @@ impl Withheld {
     /// Withholds a content, with one more owner; false when that can be noted nowhere.
     fn withhold(&self, digest: &Digest, owner: Option<&Registry>) -> bool {
         self.any.store(true, Ordering::Release);
-        let mut unwritten = self.unwritten();
-        let before = self.owners_of(digest, &unwritten);
+        let _changing = self.changing();
+        let before = self.owners(digest);
         let mut owners = before.clone().unwrap_or_default();
         owners.extend(owner.cloned());
         if before.as_ref() == Some(&owners) {
             return true;
         }
         match self.repos.set_withheld(digest, &owners) {
-            Ok(()) => drop(unwritten.remove(digest)),
+            Ok(()) => {
+                self.written(digest, &owners);
+                true
+            }
             Err(error) => {
                 tracing::error!(%digest, %error, "a content that was got with a login cannot be marked; it is not stored");
-                if unwritten.len() >= UNWRITTEN_MAX && !unwritten.contains_key(digest) {
-                    return false;
-                }
-                unwritten.insert(*digest, owners);
+                self.note(digest, owners)
             }
         }
+    }
+
+    /// Notes in memory what the disk does not take; false when that is full.
+    fn note(&self, digest: &Digest, owners: BTreeSet<Registry>) -> bool {
+        self.any.store(true, Ordering::Release);
+        let mut unwritten = self.unwritten();
+        if unwritten.len() >= UNWRITTEN_MAX && !unwritten.contains_key(digest) {
+            return false;
+        }
+        unwritten.entry(*digest).or_default().extend(owners);
         true
+    }
+
+    /// The disk has these. What was noted meanwhile is still to be written.
+    fn written(&self, digest: &Digest, owners: &BTreeSet<Registry>) {
+        let mut unwritten = self.unwritten();
+        if unwritten.get(digest).is_some_and(|noted| noted.is_subset(owners)) {
+            unwritten.remove(digest);
+        }
     }
 
     /// A mark that the disk refused must be on it before its content is.
@@ -85,17 +119,19 @@ impl Withheld {
         if !self.any() {
             return Ok(());
         }
-        let mut unwritten = self.unwritten();
-        if let Some(owners) = unwritten.get(digest) {
-            self.repos.set_withheld(digest, owners)?;
-            unwritten.remove(digest);
+        let _changing = self.changing();
+        if let Some(mut owners) = self.noted(digest) {
+            // The disk may have more of them, if it was away when these were noted.
+            owners.extend(self.repos.withheld(digest)?.unwrap_or_default());
+            self.repos.set_withheld(digest, &owners)?;
+            self.written(digest, &owners);
         }
         Ok(())
     }
 
     fn release(&self, digest: &Digest) {
-        let mut unwritten = self.unwritten();
-        unwritten.remove(digest);
+        let _changing = self.changing();
+        self.unwritten().remove(digest);
         if let Err(error) = self.repos.remove_withheld(digest) {
             tracing::warn!(%digest, %error, "a content that anybody may have stays withheld: each repository is asked for it");
         }
@@ -113,23 +149,24 @@ impl Cache {
         if !self.withholds_anything() {
             return None;
         }
-        let (cache, digest) = (self.clone(), *digest);
-        let look = move || cache.0.withheld.owners(&digest);
-        // A look that died proves nothing: then it is withheld.
-        tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| Some(BTreeSet::new()))
+        let (cache, of) = (self.clone(), *digest);
+        // A disk that does not say proves nothing: then it is withheld.
+        let unsaid = || Some(self.0.withheld.noted(digest).unwrap_or_default());
+        self.0.disk.ask(Call::Look, move || cache.0.withheld.owners(&of)).await.unwrap_or_else(|_| unsaid())
     }
 
     /// Withholds a content that is about to be found; `owner` delivered it. False when it must not be used at all.
     pub(crate) async fn withhold(&self, digest: &Digest, owner: Option<&Registry>) -> bool {
-        let (cache, digest, owner) = (self.clone(), *digest, owner.cloned());
-        tokio::task::spawn_blocking(move || cache.0.withheld.withhold(&digest, owner.as_ref())).await.unwrap_or(false)
+        let (cache, of, by) = (self.clone(), *digest, owner.cloned());
+        let withheld = self.0.disk.ask(Call::Write, move || cache.0.withheld.withhold(&of, by.as_ref())).await;
+        withheld.unwrap_or_else(|_| self.0.withheld.note(digest, owner.cloned().into_iter().collect()))
     }
 
     /// Anybody may have a content.
     pub(crate) async fn release(&self, digest: &Digest) {
         if self.withheld(digest).await.is_some() {
             let (cache, digest) = (self.clone(), *digest);
-            let _ = tokio::task::spawn_blocking(move || cache.0.withheld.release(&digest)).await;
+            let _ = self.0.disk.ask(Call::Write, move || cache.0.withheld.release(&digest)).await;
         }
     }
 
@@ -137,7 +174,7 @@ impl Cache {
     pub(crate) async fn claims(&self, repository: &Repository, digest: &Digest) -> bool {
         let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
         let look = move || cache.0.repos.claims(&repository, &digest).unwrap_or(false);
-        tokio::task::spawn_blocking(look).await.unwrap_or(false)
+        self.0.disk.ask(Call::Look, look).await.unwrap_or(false)
     }
 
     /// Whether anybody may see a repository upstream, as far as was last known.
@@ -149,11 +186,19 @@ impl Cache {
                 Some(Visibility::Private)
             })
         };
-        tokio::task::spawn_blocking(look).await.unwrap_or(Some(Visibility::Private))
+        match self.0.disk.ask(Call::Look, look).await {
+            Ok(visibility) => {
+                self.0.withheld.known.put(repository.clone(), visibility);
+                visibility
+            }
+            // What is in memory is served as it was before the disk went away.
+            Err(_) => self.0.withheld.known.get(repository).unwrap_or(Some(Visibility::Private)),
+        }
     }
 
     /// Notes whether anybody may see a repository upstream; false when that cannot be written.
     pub(crate) async fn note_visibility(&self, repository: &Repository, visibility: Visibility) -> bool {
+        self.0.withheld.known.put(repository.clone(), Some(visibility));
         let (cache, repository) = (self.clone(), repository.clone());
         let note = move || {
             if matches!(cache.0.repos.visibility(&repository), Ok(Some(known)) if known == visibility) {
@@ -165,6 +210,6 @@ impl Cache {
             }
             noted.is_ok()
         };
-        tokio::task::spawn_blocking(note).await.unwrap_or(false)
+        self.0.disk.ask(Call::Write, note).await.unwrap_or(false)
     }
 }

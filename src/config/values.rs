@@ -61,6 +61,14 @@ fn bytes(text: &str) -> Option<u64> {
     (bytes <= SIZE_BYTES_MAX).then_some(bytes)
 }
 
+/// A duration for which a disk may be silent: a second at least, for no disk is always quicker than that, and an hour at most.
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
+    match duration(text, Duration::from_secs(3_600))? {
+        patience if patience < Duration::from_secs(1) => Err(format!("{text:?} is too short for a disk; write 1s or more, for example 10s")),
+        patience => Ok(patience),
+    }
+}
+
 /// `90s`, `1m`, `30d`, `1h 30m`, up to a limit.
 pub(super) fn duration(text: &str, max: Duration) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration; write for example 90s, 1m or 30d");
@@ -229,6 +237,14 @@ mod tests {
         assert_eq!(max_size("100%"), Ok(MaxSize::Percent(100)));
         for text in ["0B", "0%", "101%", "%", "-1%", "1.5%", "256%", "80", ""] {
             assert!(max_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_has_a_second_at_least() {
+        assert_eq!(patience("1s"), Ok(Duration::from_secs(1)));
+        for text in ["0s", "999ms", "61m", "soon"] {
+            assert!(patience(text).is_err(), "{text}");
         }
     }
 

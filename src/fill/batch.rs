@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
 
-use crate::cache::Permit;
+use crate::cache::Writer;
 use crate::oci::Hasher;
 
 /// Slices that one `pwritev` takes: Linux' own limit.
@@ -15,10 +17,21 @@ const SLICES_MAX: usize = 1_024;
 const GATHER_PIECES_MAX: usize = 16 << 10;
 
 /// Bytes in the pieces in which they arrived.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Batch {
     chunks: Vec<Bytes>,
     len: usize,
+}
+
+/// Whether a batch that is being written is waited for still: either its writing counts, or the waiting was given up.
+#[derive(Clone, Default)]
+pub(super) struct Waited(Arc<AtomicBool>);
+
+impl Waited {
+    /// Decides it; true for the first who does.
+    pub(super) fn settle(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// What became of a batch.
@@ -46,27 +59,32 @@ impl Batch {
         self.len < bytes_max && self.chunks.len() < GATHER_PIECES_MAX
     }
 
+    /// Bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len as u64
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Writes to the file at `offset`, or to the window where there is none; releases; hashes. Blocks.
-    pub(super) fn work(self, file: Option<&File>, offset: u64, mut hasher: Hasher, permit: &Permit) -> Work {
+    pub(super) fn work(self, file: Option<&File>, offset: u64, mut hasher: Hasher, writer: &Writer, waited: &Waited) -> Work {
         let written = match file.map(|file| write_vectored_at(file, &self.chunks, offset)) {
+            Some(Err(error)) => Err(error),
+            // Too late: the bytes go another way by now.
+            Some(Ok(())) if !waited.settle() => Ok(()),
             Some(Ok(())) => {
-                permit.writer().arrived(offset + self.len as u64);
+                writer.arrived(offset + self.len as u64);
                 Ok(())
             }
-            Some(Err(error)) => Err(error),
             None => {
-                self.push_all(permit);
-                permit.writer().arrived(offset + self.len as u64);
+                self.push_all(writer);
+                writer.arrived(offset + self.len as u64);
                 Ok(())
             }
         };
-        for chunk in &self.chunks {
-            hasher.update(chunk);
-        }
+        self.hash(&mut hasher);
         let written = match written {
             Ok(()) => Written::Done(self.len as u64),
             Err(error) => Written::Refused { batch: self, error },
@@ -75,14 +93,21 @@ impl Batch {
     }
 
     /// Puts a refused batch into the window; says how many bytes that are.
-    pub(super) fn push_to(&self, permit: &Permit) -> u64 {
-        self.push_all(permit);
+    pub(super) fn push_to(&self, writer: &Writer) -> u64 {
+        self.push_all(writer);
         self.len as u64
     }
 
-    fn push_all(&self, permit: &Permit) {
+    fn push_all(&self, writer: &Writer) {
         for chunk in &self.chunks {
-            permit.writer().push(chunk.clone());
+            writer.push(chunk.clone());
+        }
+    }
+
+    /// All of it into a hash, when nobody else does.
+    pub(super) fn hash(&self, hasher: &mut Hasher) {
+        for chunk in &self.chunks {
+            hasher.update(chunk);
         }
     }
 }

@@ -40,7 +40,7 @@ enum Ended {
 
 /// What happens next while a body arrives.
 enum Event {
-    Written(Work),
+    Written(Result<Work, Failure>),
     Frame(Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>),
     Silence,
 }
@@ -162,7 +162,7 @@ impl<S: Source> Fill<S> {
             match event {
                 Event::Written(work) => {
                     let busy = Instant::now();
-                    self.written(work).await?;
+                    self.written(work?).await?;
                     deadline += busy.elapsed();
                 }
                 Event::Frame(Some(Ok(frame))) => {

@@ -105,6 +105,7 @@ impl World {
             max_size: MaxSize::Bytes(max_size),
             memory: 1 << 20,
             patrol: 0,
+            disk_patience: std::time::Duration::from_secs(10),
             tag_life: std::time::Duration::ZERO,
         };
         let cache = Cache::open(&config, metrics.clone(), tasks.clone(), stop.clone()).expect("opens");
@@ -218,7 +219,10 @@ async fn a_disk_that_refuses_at_any_byte_breaks_no_reader() {
         let opened = fill.source.open(0).await.expect("opens");
         fill.size = opened.size;
         fill.permit.writer().open(opened.size, Some(file.clone()));
-        fill.store = Store::File(world.context.cache.admit(opened.size.expect("sized")).await.expect("room").writing_to(file));
+        fill.store = Store::File(Filed::new(
+            world.context.cache.admit(opened.size.expect("sized")).await.expect("room").writing_to(file),
+            &world.context,
+        ));
         fill.take_all(opened.body).await.expect("goes on");
         fill.commit().await;
         assert!(reader.await.expect("runs").expect("whole") == content);

@@ -1,11 +1,18 @@
 //! From the bytes that came to the file or the window: one batch at a time, on the blocking pool; and from the verified file
 //! to the cache.
 
-use tokio::task::JoinHandle;
+use std::fs::File;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 
-use super::batch::{Work, Written};
-use super::{Fill, Source, Store};
-use crate::cache::Failure;
+use tokio_util::task::TaskTracker;
+
+use super::batch::{Batch, Waited, Work, Written};
+use super::{Context, Fill, Source, Store};
+use crate::cache::{Cache, Failure, Kept, Writer};
+use crate::observe::Metrics;
+use crate::oci::Hasher;
 
 impl<S: Source> Fill<S> {
     /// Has the gathered bytes written, unless a batch is under way already.
@@ -15,6 +22,7 @@ impl<S: Source> Fill<S> {
         }
         // What came with a size has all of its place already.
         if let Store::File(kept) = &mut self.store
+            && let Some(kept) = kept.kept()
             && let Err(reason) = self.context.cache.admit_more(kept, self.received).await
         {
             tracing::warn!(digest = %self.digest, %reason, "a blob of unknown size outgrew its place; the rest is passed through");
@@ -25,11 +33,17 @@ impl<S: Source> Fill<S> {
         // The hasher is with the batch only while there is one.
         let hasher = self.hasher.take().ok_or(Failure::Abandoned)?;
         let target = match &self.store {
-            Store::File(kept) => Some(kept.file().clone()),
+            Store::File(filed) => filed.file(),
             Store::Window(_) | Store::Unopened => None,
         };
-        let (permit, offset) = (self.permit.clone(), self.done);
-        self.work = Some(tokio::task::spawn_blocking(move || batch.work(target.as_deref(), offset, hasher, &permit)));
+        let (writer, offset) = (self.permit.writer().clone(), self.done);
+        self.work = Some(match target {
+            Some(file) => Box::pin(write(self.context.cache.clone(), batch, file, offset, hasher, writer)),
+            None => {
+                let work = tokio::task::spawn_blocking(move || batch.work(None, offset, hasher, &writer, &Waited::default()));
+                Box::pin(async move { work.await.ok() })
+            }
+        });
         Ok(())
     }
 
@@ -42,7 +56,7 @@ impl<S: Source> Fill<S> {
                 tracing::error!(digest = %self.digest, %error, at = self.done, "the disk refuses a blob that is arriving; the rest is passed through without being stored");
                 self.leave_file().await?;
                 self.wait_for_room().await?;
-                self.done += batch.push_to(&self.permit);
+                self.done += batch.push_to(self.permit.writer());
                 // Else the readers could not move on, and the window would stay full.
                 self.permit.writer().arrived(self.done);
             }
@@ -54,16 +68,18 @@ impl<S: Source> Fill<S> {
     pub(super) async fn settle(&mut self) -> Result<(), Failure> {
         while self.work.is_some() || !self.gathered.is_empty() {
             self.dispatch().await?;
-            let work = wait_for(&mut self.work).await;
+            let work = wait_for(&mut self.work).await?;
             self.written(work).await?;
         }
         Ok(())
     }
 
-    /// Keeps the verified blob. Its readers have all they want: what fails here costs the next client a fetch.
+    /// Keeps the verified blob. Its readers have all they want: what fails here, or hangs, costs the next client a fetch.
     pub(super) async fn commit(self) {
         let Self { permit, digest, store, received, context, .. } = self;
-        let Store::File(kept) = store else { return };
+        let Store::File(filed) = store else { return };
+        let Some(kept) = filed.into_kept() else { return };
+        let cache = context.cache.clone();
         let commit = move || {
             if let Err(error) = context.cache.commit(kept, &digest, received) {
                 tracing::error!(%digest, %error, "a blob was served but cannot be kept; it is fetched again when it is asked for");
@@ -71,19 +87,79 @@ impl<S: Source> Fill<S> {
             // Only now may another look on the disk and find it there.
             drop(permit);
         };
-        let _ = tokio::task::spawn_blocking(commit).await;
+        cache.commit_aside(received, commit).await;
     }
 }
 
-/// Waits for the batch that is being written; for ever when there is none.
-pub(super) async fn wait_for(work: &mut Option<JoinHandle<Work>>) -> Work {
-    let Some(handle) = work else { return std::future::pending().await };
-    let done = handle.await;
-    *work = None;
-    match done {
-        Ok(done) => done,
-        // A panic in there is a fault of ours: the fill ends with it, and its permit tells the readers.
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => std::future::pending().await,
+/// A temporary file. What is not kept is removed on the blocking pool: the disk may not answer.
+pub(super) struct Filed {
+    // There until it is kept or dropped.
+    kept: Option<Kept>,
+    metrics: Metrics,
+    tasks: TaskTracker,
+}
+
+impl Filed {
+    pub(super) fn new(kept: Kept, context: &Context) -> Self {
+        Self { kept: Some(kept), metrics: context.metrics.clone(), tasks: context.tasks.clone() }
     }
+
+    fn kept(&mut self) -> Option<&mut Kept> {
+        self.kept.as_mut()
+    }
+
+    fn file(&self) -> Option<Arc<File>> {
+        self.kept.as_ref().map(|kept| kept.file().clone())
+    }
+
+    fn into_kept(mut self) -> Option<Kept> {
+        self.kept.take()
+    }
+}
+
+impl Drop for Filed {
+    fn drop(&mut self) {
+        let Some(kept) = self.kept.take() else { return };
+        // It is still on its way out, for those who count what is under way.
+        let guard = self.metrics.fill();
+        self.tasks.spawn_blocking(move || {
+            drop(kept);
+            drop(guard);
+        });
+    }
+}
+
+/// A batch under way.
+pub(super) type Working = Pin<Box<dyn Future<Output = Option<Work>> + Send>>;
+
+/// Has a batch written to a file. The disk refuses it also by not answering: then it is hashed here, and where the call left its
+/// own copy does not matter.
+async fn write(cache: Cache, batch: Batch, file: Arc<File>, offset: u64, hasher: Hasher, writer: Arc<Writer>) -> Option<Work> {
+    let (waited, late, hash) = (Waited::default(), batch.clone(), hasher.clone());
+    let decided = waited.clone();
+    let written = cache.write_in_time(move || batch.work(Some(&file), offset, hasher, &writer, &decided)).await;
+    if let Ok(work) = written {
+        return Some(work);
+    }
+    let hashed = move || {
+        let mut hasher = hash;
+        late.hash(&mut hasher);
+        // Written after all, at the last moment: the readers have it from the file.
+        let written = if waited.settle() {
+            Written::Refused { batch: late, error: io::ErrorKind::TimedOut.into() }
+        } else {
+            Written::Done(late.len())
+        };
+        Work { hasher, written }
+    };
+    tokio::task::spawn_blocking(hashed).await.ok()
+}
+
+/// Waits for the batch that is being written; for ever when there is none. A panic in there is a fault of ours: the fill ends
+/// with it, and its permit tells the readers.
+pub(super) async fn wait_for(work: &mut Option<Working>) -> Result<Work, Failure> {
+    let Some(working) = work else { return std::future::pending().await };
+    let done = working.as_mut().await;
+    *work = None;
+    done.ok_or(Failure::Abandoned)
 }

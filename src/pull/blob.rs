@@ -276,6 +276,8 @@ impl UpstreamBlob {
                 // That is a link; of what belongs to anybody only where no manifest names it.
                 self.pull.0.cache.link_blob(&self.repository, &self.digest, custody != Custody::Open).await;
             }
+            // The link may not have come to the disk: whoever joins has it from here.
+            self.pull.0.memory.claimed.put((self.repository.clone(), self.digest), ());
             self.growing.comes_from(&self.repository.registry);
             self.custody = Some(custody);
         }

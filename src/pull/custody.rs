@@ -113,7 +113,8 @@ impl Pull {
 
     /// Whether a repository may show what was found; `found` is `None` where only its size is told.
     pub(super) async fn standing(&self, repository: &Repository, digest: &Digest, found: Option<&Found>) -> Standing {
-        let shown = self.0.cache.shows(repository, digest).await;
+        let claimed = self.0.memory.claimed.get(&(repository.clone(), *digest)).is_some();
+        let shown = claimed || self.0.cache.shows(repository, digest).await;
         let by_name = if shown { Standing::Fine } else { Standing::Unclaimed };
         if !self.0.cache.withholds_anything() {
             return by_name;

@@ -17,7 +17,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
-use tokio::task::JoinHandle;
 use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
@@ -97,7 +96,7 @@ type Head = Box<dyn Fn(&Range<u64>) -> Bytes + Send>;
 /// The part that is being sent.
 enum Flow {
     Bytes(Bytes),
-    File { blob: Blob, at: u64, end: u64, waiting: Option<JoinHandle<io::Result<Bytes>>> },
+    File { blob: Blob, at: u64, end: u64, waiting: Option<BoxFuture<'static, io::Result<Bytes>>> },
     Growing(ReusableBoxFuture<'static, (Reader, Result<Option<Bytes>, Failure>)>),
     Again { asking: BoxFuture<'static, Option<Content>>, why: Option<BodyError> },
 }
@@ -308,12 +307,13 @@ impl Flow {
     }
 }
 
-/// Reads what the page cache has at once, and the rest on the blocking pool: a runtime's worker never waits for the disk.
+/// Reads what the page cache has at once, and the rest on the blocking pool: a runtime's worker never waits for the disk, and
+/// no client for one that does not answer.
 fn poll_file(
     blob: &Blob,
     at: &mut u64,
     end: u64,
-    waiting: &mut Option<JoinHandle<io::Result<Bytes>>>,
+    waiting: &mut Option<BoxFuture<'static, io::Result<Bytes>>>,
     context: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, BodyError>>> {
     if *at >= end {
@@ -321,16 +321,15 @@ fn poll_file(
     }
     let max = listen::piece().min(end - *at);
     let read = loop {
-        if let Some(handle) = waiting {
-            let joined = ready!(Pin::new(handle).poll(context));
+        if let Some(reading) = waiting {
+            let read = ready!(reading.as_mut().poll(context));
             *waiting = None;
-            break joined.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+            break read;
         }
         if let Some(bytes) = blob.read_now(*at, max) {
             break Ok(bytes);
         }
-        let (blob, offset) = (blob.clone(), *at);
-        *waiting = Some(tokio::task::spawn_blocking(move || blob.read_blocking(offset, max)));
+        *waiting = Some(Box::pin(blob.clone().read(*at, max)));
     };
     Poll::Ready(Some(match read {
         // Somebody truncated the file: what is missing must not look like the end.

@@ -23,7 +23,7 @@ impl Place {
     async fn open(dir: &Path) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let config =
-            Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 1 << 20, patrol: 0, tag_life: Duration::ZERO };
+            Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 1 << 20, patrol: 0, disk_patience: Duration::from_secs(10), tag_life: Duration::ZERO };
         let cache = Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens");
         assert!(cache.0.space.counted().await);
         Self { cache, tasks, stop }

@@ -37,6 +37,8 @@ pub enum Verdict {
     Fail(Errno),
     /// It is not made: the program is killed.
     Kill,
+    /// It hangs until [`Injector::release`]; one that asks not to wait is told that it would have to.
+    Hang,
 }
 
 /// Watches one program. Clones are the same.
@@ -54,6 +56,8 @@ type Judge = Box<dyn FnMut(&Event) -> Verdict + Send>;
 struct State {
     judge: Option<Judge>,
     seen: Vec<(Event, Verdict)>,
+    listener: Option<Arc<OwnedFd>>,
+    hung: Vec<libc::seccomp_notif>,
 }
 
 impl Injector {
@@ -77,6 +81,21 @@ impl Injector {
         std::mem::take(&mut state.seen)
     }
 
+    /// From now on every call is made, those too that hang; what was seen until now.
+    pub fn release(&self) -> Vec<(Event, Verdict)> {
+        let seen = self.disarm();
+        let mut state = self.lock();
+        for asked in std::mem::take(&mut state.hung) {
+            filter::answer(state.listener.as_ref().expect("somebody hangs"), &asked, None);
+        }
+        seen
+    }
+
+    /// How many calls hang.
+    pub fn hung(&self) -> usize {
+        self.lock().hung.len()
+    }
+
     /// Has the program that `command` starts watched; one program for one injector at a time.
     pub fn dress(&self, command: &mut Command) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -92,6 +111,8 @@ impl Injector {
         std::thread::spawn(move || {
             // Nothing comes when the program could not be started.
             if let Ok(listener) = filter::receive(&ours) {
+                let listener = Arc::new(listener);
+                injector.lock().listener = Some(listener.clone());
                 injector.watch(&listener);
             }
         });
@@ -104,6 +125,16 @@ impl Injector {
             match verdict {
                 Verdict::Pass => filter::answer(listener, &asked, None),
                 Verdict::Fail(error) => filter::answer(listener, &asked, Some(error)),
+                Verdict::Hang if call::may_not_wait(&asked) => filter::answer(listener, &asked, Some(Errno::AGAIN)),
+                Verdict::Hang => {
+                    let mut state = self.lock();
+                    // Released between the judgement and now: then it is made.
+                    if state.judge.is_some() {
+                        state.hung.push(asked);
+                    } else {
+                        filter::answer(listener, &asked, None);
+                    }
+                }
                 // The thread waits for an answer until it is dead.
                 Verdict::Kill => {
                     if let Some(pid) = Pid::from_raw(asked.pid.cast_signed()) {

@@ -145,6 +145,11 @@ pub(super) fn understand(asked: &seccomp_notif, root: &Path) -> Option<Event> {
     Some(Event { call, path: within(path)?, to: to.and_then(within) })
 }
 
+/// Whether a call asks not to be made when it would have to wait.
+pub(super) fn may_not_wait(asked: &seccomp_notif) -> bool {
+    c_long::from(asked.data.nr) == libc::SYS_preadv2 && asked.data.args[5] & u64::try_from(libc::RWF_NOWAIT).unwrap_or(0) != 0
+}
+
 /// The thread that is about to make a call.
 struct Asker(u32);
 
