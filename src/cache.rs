@@ -43,8 +43,8 @@ mod tests;
 mod withheld;
 
 pub(crate) use admit::Kept;
-pub(crate) use disk::NoAnswer;
 pub use audit::{Audit, Finding, audit};
+pub(crate) use disk::NoAnswer;
 pub use flight::Permit;
 pub(crate) use flight::{Coalesce, Joined};
 pub use folder::FolderError;
@@ -55,7 +55,7 @@ pub use repos::{TagRecord, Visibility};
 
 pub(crate) use blobs::BlobFile as Suspect;
 use blobs::{BlobFile, Blobs};
-use disk::{Call, Disk};
+use disk::Disk;
 use flight::{Flights, Role};
 use folder::{Folder, Stamp};
 pub(crate) use hot::Recent;
@@ -259,39 +259,6 @@ impl Cache {
             },
             other => other,
         })
-    }
-
-    /// As `open_trusted`, with a deadline. The one with the `right` to fetch it forgets one whose file is gone.
-    async fn open_in_time(&self, digest: &Digest, right: bool) -> Result<Result<Found, Option<BlobFile>>, NoAnswer> {
-        let (cache, of) = (self.clone(), *digest);
-        let open = move || {
-            let opened = cache.open_trusted(&of);
-            if right && matches!(opened, Err(None)) {
-                cache.forget_vanished(&of);
-            }
-            opened
-        };
-        self.0.disk.ask_about(digest, open).await
-    }
-
-    /// Writes a part of what is arriving, with a deadline.
-    pub(crate) async fn write_in_time<T: Send + 'static>(&self, write: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
-        self.0.disk.ask(Call::Write, write).await
-    }
-
-    /// Reads a part of what is held, with a deadline.
-    pub(crate) async fn look_in_time<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
-        self.0.disk.ask(Call::Look, look).await
-    }
-
-    /// Has a blob of so many bytes put into place, however long that takes.
-    pub(crate) async fn commit_aside(&self, bytes: u64, commit: impl FnOnce() + Send + 'static) {
-        self.0.disk.commit(bytes, commit).await;
-    }
-
-    /// Looks at the disk, or goes without what it does not say in time.
-    async fn look<T: Send + 'static>(&self, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-        self.0.disk.ask(Call::Look, look).await.ok().flatten()
     }
 
     /// Opens a blob whose file is as it was when it was verified; else the file that must be verified first, if any.

@@ -225,7 +225,11 @@ impl Metrics {
             "Bytes of tags, links and quarantine/, which count towards max_size",
             inner.beside_bytes.clone(),
         );
-        registry.register("disk_overdue", "Calls on the disk that it has not answered in time, nor since", inner.disk_overdue.clone());
+        registry.register(
+            "disk_overdue",
+            "Calls on the disk that it has not answered in time, nor since; at least 1 until it answers again",
+            inner.disk_overdue.clone(),
+        );
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());
         registry.register("upstream_ratelimit_remaining", "Pulls left, as the upstream last said", inner.ratelimit.clone());

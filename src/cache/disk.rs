@@ -25,6 +25,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::blamed::Blamed;
+use super::blobs::BlobFile;
+use super::{Cache, Found};
 use crate::observe::Metrics;
 use crate::oci::Digest;
 
@@ -221,14 +223,14 @@ impl Disk {
 
     /// A call is overdue: the disk is away.
     fn lost(&self) {
-        let calls = {
+        let was_away = {
             let mut overdue = self.overdue();
             overdue.calls += 1;
             overdue.last = Some(Instant::now());
-            overdue.calls
+            self.0.metrics.disk_overdue(overdue.calls);
+            self.0.away.send_replace(true)
         };
-        self.0.metrics.disk_overdue(calls);
-        if !self.0.away.send_replace(true) {
+        if !was_away {
             let patience = self.0.patience;
             tracing::error!(
                 ?patience,
@@ -244,12 +246,9 @@ impl Disk {
 
     /// A call that was overdue has returned.
     fn returned(&self) {
-        let calls = {
-            let mut overdue = self.overdue();
-            overdue.calls -= 1;
-            overdue.calls
-        };
-        self.0.metrics.disk_overdue(calls);
+        let mut overdue = self.overdue();
+        overdue.calls -= 1;
+        self.0.metrics.disk_overdue(overdue.calls.max(i64::from(self.is_away())));
     }
 
     async fn wait_until_back(&self) {
@@ -266,6 +265,7 @@ impl Disk {
                     self.0.stuck.forget();
                 }
                 self.0.away.send_replace(false);
+                self.0.metrics.disk_overdue(overdue.calls);
                 let (seconds, lost) = (began.elapsed().as_secs_f64(), overdue.calls);
                 drop(overdue);
                 tracing::warn!(seconds, lost, "the disk answers again: what it holds is served, and what is fetched is kept");
@@ -277,6 +277,41 @@ impl Disk {
     // Held for a sum only.
     fn overdue(&self) -> MutexGuard<'_, Overdue> {
         self.0.overdue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// As `open_trusted`, with a deadline. The one with the `right` to fetch it forgets one whose file is gone.
+    pub(super) async fn open_in_time(&self, digest: &Digest, right: bool) -> Result<Result<Found, Option<BlobFile>>, NoAnswer> {
+        let (cache, of) = (self.clone(), *digest);
+        let open = move || {
+            let opened = cache.open_trusted(&of);
+            if right && matches!(opened, Err(None)) {
+                cache.forget_vanished(&of);
+            }
+            opened
+        };
+        self.0.disk.ask_about(digest, open).await
+    }
+
+    /// Writes a part of what is arriving, with a deadline.
+    pub(crate) async fn write_in_time<T: Send + 'static>(&self, write: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
+        self.0.disk.ask(Call::Write, write).await
+    }
+
+    /// Reads a part of what is held, with a deadline.
+    pub(crate) async fn look_in_time<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
+        self.0.disk.ask(Call::Look, look).await
+    }
+
+    /// Has a blob of so many bytes put into place, however long that takes.
+    pub(crate) async fn commit_aside(&self, bytes: u64, commit: impl FnOnce() + Send + 'static) {
+        self.0.disk.commit(bytes, commit).await;
+    }
+
+    /// Looks at the disk, or goes without what it does not say in time.
+    pub(super) async fn look<T: Send + 'static>(&self, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+        self.0.disk.ask(Call::Look, look).await.ok().flatten()
     }
 }
 

@@ -6,7 +6,14 @@ use super::*;
 
 fn open(dir: &std::path::Path, max_size: u64, stop: &CancellationToken) -> (Cache, TaskTracker) {
     let tasks = TaskTracker::new();
-    let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(max_size), memory: 0, patrol: 0, disk_patience: Duration::from_secs(10), tag_life: Duration::ZERO };
+    let config = Config {
+        dir: dir.to_owned(),
+        max_size: MaxSize::Bytes(max_size),
+        memory: 0,
+        patrol: 0,
+        disk_patience: Duration::from_secs(10),
+        tag_life: Duration::ZERO,
+    };
     (Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens"), tasks)
 }
 

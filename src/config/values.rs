@@ -64,7 +64,9 @@ fn bytes(text: &str) -> Option<u64> {
 /// A duration for which a disk may be silent: a second at least, for no disk is always quicker than that, and an hour at most.
 pub(super) fn patience(text: &str) -> Result<Duration, String> {
     match duration(text, Duration::from_secs(3_600))? {
-        patience if patience < Duration::from_secs(1) => Err(format!("{text:?} is too short for a disk; write 1s or more, for example 10s")),
+        patience if patience < Duration::from_secs(1) => {
+            Err(format!("{text:?} is too short for a disk; write 1s or more, for example 10s"))
+        }
         patience => Ok(patience),
     }
 }

@@ -4,6 +4,7 @@ mod cap; // what is held and what is arriving never pass max_size; what does not
 mod clock; // the time of day jumps under the running program
 mod files; // no file descriptor is left
 mod full; // a full disk breaks no pull
+mod hang; // every call hanging: served from the upstream in time, and the next at once
 mod index; // removed, noise, half written: the mirror starts and serves
 mod kill; // kill -9 at any moment leaves whole blobs and nothing else
 mod memory; // a limit of memory that is smaller than what is pulled

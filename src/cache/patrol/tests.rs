@@ -22,8 +22,14 @@ impl Place {
     /// With a patrol that reads nothing.
     async fn open(dir: &Path) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let config =
-            Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 1 << 20, patrol: 0, disk_patience: Duration::from_secs(10), tag_life: Duration::ZERO };
+        let config = Config {
+            dir: dir.to_owned(),
+            max_size: MaxSize::Bytes(1 << 30),
+            memory: 1 << 20,
+            patrol: 0,
+            disk_patience: Duration::from_secs(10),
+            tag_life: Duration::ZERO,
+        };
         let cache = Cache::open(&config, Metrics::new(), tasks.clone(), stop.clone()).expect("opens");
         assert!(cache.0.space.counted().await);
         Self { cache, tasks, stop }

@@ -23,7 +23,14 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const TAG_LIFE: Duration = Duration::from_secs(10 * 24 * 60 * 60);
 
 fn open_with(dir: &Path, stop: CancellationToken, tasks: &TaskTracker) -> Cache {
-    let config = Config { dir: dir.to_owned(), max_size: MaxSize::Bytes(1 << 30), memory: 0, patrol: 0, disk_patience: Duration::from_secs(10), tag_life: TAG_LIFE };
+    let config = Config {
+        dir: dir.to_owned(),
+        max_size: MaxSize::Bytes(1 << 30),
+        memory: 0,
+        patrol: 0,
+        disk_patience: Duration::from_secs(10),
+        tag_life: TAG_LIFE,
+    };
     Cache::open(&config, Metrics::new(), tasks.clone(), stop).expect("opens")
 }
 
