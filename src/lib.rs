@@ -27,7 +27,8 @@
 //! 4. No client slows or cancels a fill that others, or the cache, want; no disk fault breaks a client the upstream could
 //!    serve. `it::flight::a_client_that_reads_nothing_slows_only_itself`,
 //!    `it::flight::what_everybody_left_is_fetched_to_its_end_and_kept`,
-//!    `it::disk::a_disk_that_fills_up_in_the_middle_breaks_no_client`, `it::disk::a_disk_that_refuses_any_call_breaks_no_client`
+//!    `it::disk::a_disk_that_fills_up_in_the_middle_breaks_no_client`, `it::disk::a_disk_that_refuses_any_call_breaks_no_client`,
+//!    `it::disk::a_disk_that_hangs_in_any_call_breaks_no_client`
 //! 5. What is held is served with the upstream down, the index gone, the disk full, the clock wrong.
 //!    `it::stale::an_outage_serves_stale_and_its_end_renews`, `it::disk::a_mirror_starts_and_serves_on_a_full_disk`,
 //!    `it::disk::a_disk_that_turns_read_only_breaks_no_client`, `it::disk::a_clock_that_jumps_expires_nothing_and_breaks_nothing`

@@ -161,16 +161,12 @@ impl Disk {
         let deadline = Instant::now() + patience;
         let place = self.place(places, deadline).await?;
         let (mut waiting, answer) = self.begin(place, deadline, call);
-        match timeout_at(deadline, answer).await {
-            Ok(answer) => {
-                waiting.call = None;
-                answer.map_err(|_| NoAnswer)
-            }
-            Err(_) => {
-                waiting.is_overdue();
-                Err(NoAnswer)
-            }
+        if let Ok(answer) = timeout_at(deadline, answer).await {
+            waiting.call = None;
+            return answer.map_err(|_| NoAnswer);
         }
+        waiting.is_overdue();
+        Err(NoAnswer)
     }
 
     /// Has a blob of so many bytes put into place, and waits as long as it takes: for nobody's sake but its own.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -38,6 +38,7 @@ const CLEAN: &str = "CLEAN";
 impl Cache {
     /// Opens the data folder; the count of what is held goes on in the background. Blocks: call it before serving.
     pub fn open(config: &Config, metrics: Metrics, tasks: TaskTracker, stop: CancellationToken) -> Result<Self, FolderError> {
+        let _opened = complain_unless_opened(config);
         let folder = Folder::open(&config.dir)?;
         let total = total_bytes(folder.root()).unwrap_or(u64::MAX);
         let max = match config.max_size {
@@ -338,6 +339,20 @@ impl Cache {
         }
         shown
     }
+}
+
+/// Says so when the start takes longer than a disk may, which would else be silence. What is given back ends it.
+fn complain_unless_opened(config: &Config) -> mpsc::Sender<()> {
+    let (opened, waiting) = mpsc::channel();
+    let (dir, patience) = (config.dir.clone(), config.disk_patience);
+    let wait = move || {
+        if waiting.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!(dir = %dir.display(), ?patience, "the data folder is not open yet, and the start waits for it. Check that its disk answers");
+        }
+    };
+    // Without a thread there is no complaint, and that is all.
+    let _ = std::thread::Builder::new().name("open-watch".into()).spawn(wait);
+    opened
 }
 
 /// How many bytes the last run noted as held when it ended properly. The note is for one start.

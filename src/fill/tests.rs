@@ -130,7 +130,8 @@ impl World {
 
     /// Until every fill is over and committed.
     async fn settle(&self) {
-        while self.context.cache.arriving() > 0 {
+        // What is not kept is removed behind a transfer that failed.
+        while self.context.cache.arriving() > 0 || !self.context.metrics.render().contains("millpond_fills_inflight 0\n") {
             tokio::task::yield_now().await;
         }
     }

@@ -28,13 +28,9 @@ impl<S: Source> Fill<S> {
             }
             // Readers have the bad file open, and clients its size: what comes from the upstream is for those who come next.
             Checked::Bad if self.permit.writer().has_released() => Err(Failure::Corrupt),
-            Checked::Bad => {
-                self.permit.writer().set_held(false);
-                Ok(false)
-            }
             Checked::Unread if self.permit.writer().has_released() => Err(Failure::Disk(io::ErrorKind::TimedOut)),
-            // Nothing is known of it; it stays where it is.
-            Checked::Unread => {
+            // One of which nothing is known stays where it is.
+            Checked::Bad | Checked::Unread => {
                 self.permit.writer().set_held(false);
                 Ok(false)
             }

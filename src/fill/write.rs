@@ -37,12 +37,11 @@ impl<S: Source> Fill<S> {
             Store::Window(_) | Store::Unopened => None,
         };
         let (writer, offset) = (self.permit.writer().clone(), self.done);
-        self.work = Some(match target {
-            Some(file) => Box::pin(write(self.context.cache.clone(), batch, file, offset, hasher, writer)),
-            None => {
-                let work = tokio::task::spawn_blocking(move || batch.work(None, offset, hasher, &writer, &Waited::default()));
-                Box::pin(async move { work.await.ok() })
-            }
+        self.work = Some(if let Some(file) = target {
+            Box::pin(write(self.context.cache.clone(), batch, file, offset, hasher, writer))
+        } else {
+            let work = tokio::task::spawn_blocking(move || batch.work(None, offset, hasher, &writer, &Waited::default()));
+            Box::pin(async move { work.await.ok() })
         });
         Ok(())
     }

@@ -205,7 +205,9 @@ async fn clients_by_the_hundred_on_a_disk_that_hangs_hold_no_more_threads_than_t
     const BLOBS: u64 = 300;
     let stage = Stage::new("\"1KiB\"").await;
     let blobs: Vec<Blob> = (0..BLOBS).map(|seed| Blob::seeded(seed, 100 * KIB)).collect();
-    blobs.iter().for_each(|blob| drop(stage.plain.blob(REPO, blob)));
+    for blob in &blobs {
+        stage.plain.blob(REPO, blob);
+    }
     stage.injector.arm(hanging("open blobs"));
     let served = blobs.iter().map(|blob| async {
         let fetched = get(stage.program.blob(REPO, blob.digest)).fetch().await;
