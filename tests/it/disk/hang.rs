@@ -26,8 +26,8 @@ const EVERYTHING: &str = "everything";
 /// What a mirror reads that has just started and remembers nothing.
 const COLD: [&str; 7] = ["open _tags", "read _tags", "open _manifests", "read _manifests", "open blobs", "read blobs", EVERYTHING];
 
-/// How long the disk may take here: as short as may be set.
-const PATIENCE: &str = "\"1s\"";
+/// How long the disk may take here: longer than a busy machine makes a healthy one look like one that hangs.
+const PATIENCE: &str = "\"3s\"";
 
 fn hits(step: &str, event: &Event) -> bool {
     step == EVERYTHING || step.split(" and ").any(|step| event.step() == step)
