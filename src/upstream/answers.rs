@@ -291,8 +291,8 @@ impl Upstream {
         let ask = Ask { offset: first, last: Some(last), ..Ask::blob(name, digest, Identity::Own, avoided) };
         let finish = |answer: Answer| {
             let flaw = || Error::BadAnswer { host: answer.host.clone(), flaw: Flaw::Range };
-            let total = spot::part_of(answer.head.status, &answer.head.headers, (first, last)).ok_or_else(flaw);
-            ready(total.map(|total| (answer, total)))
+            let range = spot::part_of(answer.head.status, &answer.head.headers, (first, last)).ok_or_else(flaw);
+            ready(range.map(|range| (answer, range.total)))
         };
         let (answer, total) = self.ask(&ask, deadline, finish).await?;
         Ok(self.body(answer, total, first, permit))

@@ -59,15 +59,15 @@ impl Upstream {
     }
 }
 
-/// Whether an answer is exactly these bytes, and of how many in all, where it says so.
-pub(super) fn part_of(status: StatusCode, headers: &HeaderMap, (first, last): (u64, u64)) -> Option<Option<u64>> {
+/// What an answer that is exactly these bytes says of itself.
+pub(super) fn part_of(status: StatusCode, headers: &HeaderMap, (first, last): (u64, u64)) -> Option<ContentRange> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok().and_then(ContentRange::parse)?;
     let length = headers::content_length(headers);
     let exact = status == StatusCode::PARTIAL_CONTENT
         && (range.first, range.last) == (first, last)
         && length.is_none_or(|length| length == last - first + 1)
         && headers.get_all(CONTENT_RANGE).iter().nth(1).is_none();
-    exact.then_some(range.total)
+    exact.then_some(range)
 }
 
 #[cfg(test)]
@@ -82,8 +82,8 @@ mod tests {
             headers.insert("content-length", HeaderValue::from_str(length).expect("a header's value"));
             part_of(StatusCode::from_u16(status).expect("a status"), &headers, (5, 9))
         };
-        assert_eq!(part(206, "bytes 5-9/10", "5"), Some(Some(10)));
-        assert_eq!(part(206, "bytes 5-9/*", "5"), Some(None));
+        assert_eq!(part(206, "bytes 5-9/10", "5").and_then(|range| range.total), Some(10));
+        assert!(part(206, "bytes 5-9/*", "5").is_some_and(|range| range.total.is_none()));
         for (status, range, length) in [
             (200, "bytes 5-9/10", "5"),
             (206, "bytes 0-9/10", "10"),

@@ -52,7 +52,7 @@ impl<'a> Tries<'a> {
         let candidate = |(number, endpoint)| Candidate { number, endpoint, error: None, again: false };
         let mut candidates: Vec<_> = endpoints.iter().enumerate().map(candidate).collect();
         if candidates.len() > 1 {
-            let best = endpoints.iter().filter_map(|endpoint| endpoint.speed.get()).max_by(f64::total_cmp);
+            let best = endpoints.iter().filter_map(|endpoint| endpoint.speed.get()).max();
             let is_slow = |endpoint: &Endpoint| kind == Kind::Blob && is_slow(endpoint.speed.get(), best, limits.wide.enough);
             candidates.sort_by_cached_key(|candidate| {
                 let endpoint = candidate.endpoint;

@@ -187,13 +187,13 @@ impl Wide {
         let received = self.origin.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let left = self.size.map_or(0, |size| size.saturating_sub(self.position + bytes));
         if self.plan.heard(limits, bytes, listened, left) {
-            self.note_speed();
             self.connections = self.origin.upstream.0.parallel;
             self.plan.widened(Instant::now(), received);
+            self.note_speed();
             // Until the first part the first connection is one of them.
             let alone = self.plan.part(limits, left, self.connections);
             self.next = self.position + bytes + alone;
-            let rate = self.plan.alone().unwrap_or_default() as u64;
+            let rate = self.plan.alone().unwrap_or_default();
             info!(upstream = %self.origin.upstream.registry(), digest = %self.origin.digest, rate, "a large blob comes slowly over one connection ({rate} bytes a second): {} are tried", self.connections);
         }
     }

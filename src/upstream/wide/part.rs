@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::plan::per_second;
 use crate::oci::{Digest, Name};
 use crate::upstream::Upstream;
 use crate::upstream::answers::{Asked, BlobBody};
@@ -247,11 +248,12 @@ impl Fetch {
         if self.position < self.end {
             return Ok(());
         }
-        let rate = (self.end - range.0) as f64 / began.elapsed().as_secs_f64().max(f64::EPSILON);
+        let rate = per_second(self.end - range.0, began.elapsed());
         let speeds = [endpoint, current].map(|number| &upstream.0.endpoints[number].speed);
         if endpoint != current {
             speeds[0].note(rate);
         }
+        tracing::debug!(digest = %self.origin.digest, endpoint, current, rate, known = speeds[1].get(), "a part came from another endpoint");
         // Who was asked because the other failed has proved to be better; a stranger must be much better.
         if way == Way::Elsewhere || is_slow(speeds[1].get(), Some(rate), u64::MAX) {
             self.origin.go_to(spot, endpoint);

@@ -21,8 +21,8 @@ pub struct WideLimits {
     pub look_again: Duration,
     /// How long after the others joined it is judged whether they help.
     pub judge: Duration,
-    /// By what factor all must be faster than one. The second of two equal ones makes 2; 1.3 is more than chance.
-    pub gain: f64,
+    /// How fast all must be together, in percent of one alone. The second of two equal ones makes 200; 130 is more than chance.
+    pub gain_percent: u64,
     /// How long the judgement holds, by the upstream's name.
     pub holds: Duration,
     /// The least and the most that one connection is asked for at once, in bytes. Small parts cost round trips, large ones
@@ -46,7 +46,7 @@ impl Default for WideLimits {
             look: Duration::from_secs(1),
             look_again: Duration::from_millis(250),
             judge: Duration::from_secs(3),
-            gain: 1.3,
+            gain_percent: 130,
             holds: Duration::from_secs(600),
             part: (1 << 20, 8 << 20),
             part_time: Duration::from_secs(2),
@@ -74,7 +74,7 @@ pub(super) enum Habit {
 pub(super) struct Plan {
     stage: Stage,
     /// Bytes a second of one connection, once that is known.
-    alone: Option<f64>,
+    alone: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -102,12 +102,12 @@ impl Plan {
         let Stage::Watching { look, listened: time, bytes: sum } = &mut self.stage else { return false };
         *time += listened;
         *sum += bytes;
-        let rate = *sum as f64 / time.as_secs_f64().max(f64::EPSILON);
+        let rate = per_second(*sum, *time);
         self.alone = Some(rate);
         if *time < *look {
             return false;
         }
-        if rate >= limits.enough as f64 || left < limits.worth / 4 {
+        if rate >= limits.enough || left < limits.worth / 4 {
             self.stage = Stage::Settled;
             return false;
         }
@@ -132,28 +132,35 @@ impl Plan {
             return None;
         }
         self.stage = Stage::Settled;
-        let rate = (bytes - before) as f64 / time.as_secs_f64();
-        Some(rate >= self.alone.unwrap_or_default() * limits.gain)
+        let rate = per_second(bytes - before, time);
+        Some(rate >= self.alone.unwrap_or_default() / 100 * limits.gain_percent)
     }
 
     /// Bytes a second of the first connection.
-    pub(super) fn alone(&self) -> Option<f64> {
+    pub(super) fn alone(&self) -> Option<u64> {
         self.alone
     }
 
     /// The same, once it was listened to for long enough to mean something.
-    pub(super) fn measured(&self) -> Option<f64> {
+    pub(super) fn measured(&self) -> Option<u64> {
         self.alone.filter(|_| !matches!(self.stage, Stage::Watching { listened, .. } if listened < MEANS_SOMETHING))
     }
 
     /// The size of the next part, in bytes, where so many are left to be asked for.
     pub(super) fn part(&self, limits: &WideLimits, left: u64, connections: usize) -> u64 {
         let (least, most) = limits.part;
-        let in_time = (self.alone.unwrap_or_default() * limits.part_time.as_secs_f64()) as u64;
+        let millis = u64::try_from(limits.part_time.as_millis()).unwrap_or(u64::MAX);
+        let in_time = (self.alone.unwrap_or_default() / 1000).saturating_mul(millis);
         // Towards the end all shall be done at the same time.
         let share = left.div_ceil(connections.max(1) as u64);
         in_time.min(share).clamp(least, most).min(left)
     }
+}
+
+/// Bytes a second.
+pub(super) fn per_second(bytes: u64, time: Duration) -> u64 {
+    let micros = time.as_micros().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -214,7 +221,7 @@ mod tests {
         let limits = WideLimits::default();
         let mut plan = plan(Habit::Unknown);
         plan.heard(&limits, 3 * MIB, seconds(1), LARGE);
-        assert_eq!(plan.part(&limits, 100 * MIB, 4), 6 * MIB);
+        assert_eq!(plan.part(&limits, 100 * MIB, 4) / MIB, 5);
         assert_eq!(plan.part(&limits, 8 * MIB, 4), 2 * MIB);
         assert_eq!(plan.part(&limits, MIB / 2, 4), MIB / 2);
         plan.heard(&limits, 90 * MIB, seconds(1), LARGE);

@@ -98,7 +98,7 @@ async fn an_operator_who_wants_one_connection_has_one() {
 async fn help_that_does_not_help_is_not_asked_for_again() {
     let never = |tuning: &mut Tuning| {
         let wide = &mut tuning.upstream.wide;
-        (wide.judge, wide.gain) = (Duration::from_millis(100), 1e9);
+        (wide.judge, wide.gain_percent) = (Duration::from_millis(100), 1 << 20);
     };
     let scene = slow(Registry::hub().await, |builder| builder.tune(never));
     let (first, second) = (scene.push(1, LEN), scene.push(2, LEN / 2));
@@ -142,17 +142,17 @@ async fn parts_that_break_off_are_resumed_where_they_broke() {
 async fn a_first_connection_that_breaks_off_is_replaced_by_a_part() {
     let scene = slow(Registry::hub().await, |builder| builder);
     let (blob, gate) = (scene.push(1, LEN), Gate::closed());
-    once(&scene, &blob, Fault::stall(150_000, &gate).then_cut(150_000));
+    once(&scene, &blob, Fault::stall(400_000, &gate).then_cut(400_000));
     let client = tokio::spawn(scene.get(&blob).fetch());
     gate.reached(1).await;
     within("parts that have begun", async {
         while parts(&scene, &blob).len() < 3 {
-            scene.heard().await
+            scene.heard().await;
         }
     })
     .await;
     within("bytes of all of them", async {
-        while scene.hub.bytes_of(&blob.digest) < 150_000 + 3 * 1000 {
+        while scene.hub.bytes_of(&blob.digest) < 400_000 + 3 * 1000 {
             scene.heard().await;
         }
     })
