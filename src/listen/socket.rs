@@ -106,8 +106,8 @@ mod tests {
         let _client = tokio::net::TcpStream::connect(addr).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         socket.writable().await.unwrap();
-        let mut taken = 0;
-        while let Ok(bytes) = socket.try_write(&[7; 64 << 10]) {
+        let (mut taken, piece) = (0, vec![7; 64 << 10]);
+        while let Ok(bytes) = socket.try_write(&piece) {
             taken += bytes;
         }
         assert!(taken <= 1 << 20, "{taken} bytes");
