@@ -23,6 +23,7 @@ import socketserver
 import ssl
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -79,7 +80,11 @@ def registry(folder):
 
     Registry.folder = folder
     server = Server(("127.0.0.1", 0), Registry)
-    process = multiprocessing.Process(target=server.serve_forever, daemon=True)
+    def serve():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        server.serve_forever()
+
+    process = multiprocessing.Process(target=serve, daemon=True)
     process.start()
     return server.server_address[1]
 
@@ -117,8 +122,8 @@ class Mirror:
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024 / 1e6
 
-    def stop(self):
-        self.process.send_signal(signal.SIGKILL)
+    def close(self):
+        self.process.kill()
         self.process.wait()
         shutil.rmtree(self.folder)
 
@@ -175,6 +180,7 @@ def requests_http2(digest, streams):
 
 def crowd(mirror, clients, digest, kind, ready, leave):
     """Connects, asks, and takes nothing, or a byte a second."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     streams = []
     for _ in range(clients):
         stream = mirror.connect(protocol="h2" if kind == "HTTP/2" else "http/1.1")
@@ -220,7 +226,7 @@ def measure(mirror, blobs, cold):
 
 
 KINDS = {
-    # name: over TLS, part of the clients
+    # name: over TLS, share of the clients
     "reads nothing": (False, 1),
     "a byte a second": (False, 1),
     "reads nothing, TLS": (True, 1),
@@ -236,6 +242,7 @@ def main():
     parser.add_argument("program", nargs="?", default=pathlib.Path(__file__).parent.parent / "target/release/millpond")
     options = parser.parse_args()
     work = pathlib.Path(tempfile.mkdtemp())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         run(options, work)
     finally:
@@ -254,22 +261,21 @@ def run(options, work):
     upstream = registry(store)
     print(f"{os.cpu_count()} processors, {options.program}\n")
     print("| crowd | pull beside it | alone, MB/s | beside, MB/s | ratio | own memory, MB | kernel's TCP memory, MB |\n|---|---|---|---|---|---|---|")
-    for kind, (tls, part) in KINDS.items():
+    for kind, (tls, share) in KINDS.items():
         if options.only and kind not in options.only:
             continue
-        mirror = Mirror(work, options.program, upstream, tls)
-        for digest, size in [(large, LARGE), *((part, PART) for part in parts)]:
-            pull(mirror, digest, size)
         alone, beside, memory, kernel = [], [], 0, 0
-        for n in range(options.rounds):
-            alone.append(measure(mirror, (large, parts), colds[2 * n]))
-            with crowded(mirror, int(options.clients * part), large, kind):
-                beside.append(measure(mirror, (large, parts), colds[2 * n + 1]))
-                memory, kernel = max(memory, mirror.memory()), max(kernel, kernel_memory())
-        mirror.stop()
+        with contextlib.closing(Mirror(work, options.program, upstream, tls)) as mirror:
+            for digest, size in [(large, LARGE), *((part, PART) for part in parts)]:
+                pull(mirror, digest, size)
+            for n in range(options.rounds):
+                alone.append(measure(mirror, (large, parts), colds[2 * n]))
+                with crowded(mirror, int(options.clients * share), large, kind):
+                    beside.append(measure(mirror, (large, parts), colds[2 * n + 1]))
+                    memory, kernel = max(memory, mirror.memory()), max(kernel, kernel_memory())
         for what in alone[0]:
             before, after = (statistics.median(run[what] for run in runs) for runs in (alone, beside))
-            count = int(options.clients * part)
+            count = int(options.clients * share)
             print(f"| {count}: {kind} | {what} | {before:.0f} | {after:.0f} | {after / before:.2f} | {memory:.0f} | {kernel:.0f} |", flush=True)
 
 
