@@ -27,23 +27,31 @@ pub mod challenge;
 mod connect;
 mod endpoint;
 mod error;
+mod flow;
 pub mod headers;
 mod health;
 mod known;
 mod login;
 mod redirect;
 mod resolve;
+mod speed;
+mod spot;
 #[cfg(test)]
 mod tests;
 mod token;
 mod tries;
+mod wide;
 mod wire;
 
-pub use answers::{Announced, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
+pub use answers::{Announced, Asked, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
 pub use error::{Error, Flaw, Phase, Refusal, Why};
 pub use known::{builtin, canonical};
+pub use wide::{Wide, WideLimits};
+
+/// Connections for one blob, unless the operator says otherwise: as many as a browser opens to a host, less two.
+pub const PARALLEL: usize = 4;
 
 /// The `[upstreams]` table: what may be contacted, and how. The built-in table is merged under the operator's.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +73,10 @@ pub struct Settings {
     pub auth_hosts: Vec<String>,
     /// PEM certificates to trust beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// How many connections may deliver one blob.
+    pub parallel: usize,
+    /// Bytes a second that all blobs together may come with.
+    pub bandwidth: Option<u64>,
 }
 
 /// A login; the password stays in its file, which is read again on SIGHUP.
@@ -105,6 +117,10 @@ struct Inner {
     wire: Arc<wire::Wire>,
     blobs: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
+    throttle: Option<Arc<flow::Throttle>>,
+    parallel: usize,
+    habits: wide::Habits,
+    ahead: wide::Ahead,
     /// It answered 405 to the HEAD of a manifest once, and is spared the next.
     headless: AtomicBool,
 }

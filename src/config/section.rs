@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 
 use figment::Figment;
 use figment::value::{Dict, Value};
@@ -121,6 +122,22 @@ impl Section<'_> {
         let (value, origin) = self.take(key)?;
         let parsed = text(&value).and_then(|text| Ok((report::quoted(text), parse(text)?)));
         self.keep(key, origin, parsed)
+    }
+
+    /// A count, as a number or as a text (an environment variable has nothing else), within bounds.
+    pub(super) fn count(&mut self, key: &str, default: usize, bounds: RangeInclusive<usize>) -> usize {
+        let Some((value, origin)) = self.take(key) else {
+            self.line(key, default.to_string(), DEFAULT.to_owned());
+            return default;
+        };
+        let count = match &value {
+            Value::Num(_, number) => number.to_i128().and_then(|number| usize::try_from(number).ok()),
+            Value::String(_, text) => text.parse().ok(),
+            _ => None,
+        };
+        let count = count.filter(|count| bounds.contains(count));
+        let count = count.ok_or_else(|| format!("is no number from {} to {}", bounds.start(), bounds.end()));
+        self.keep(key, origin, count.map(|count| (count.to_string(), count))).unwrap_or(default)
     }
 
     /// A truth.

@@ -1,4 +1,4 @@
-//! A batch of bytes on its way: written, released to readers, hashed, in that order, on the blocking pool.
+//! A batch of bytes on its way: written and released to readers, and hashed, on the blocking pool.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -17,7 +17,7 @@ const SLICES_MAX: usize = 1_024;
 const GATHER_PIECES_MAX: usize = 16 << 10;
 
 /// Bytes in the pieces in which they arrived.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Batch {
     chunks: Vec<Bytes>,
     len: usize,
@@ -45,7 +45,7 @@ pub(super) enum Written {
     /// So many are in the file or in the window.
     Done(u64),
     /// The disk refused them; they are hashed, but not readable yet.
-    Refused { batch: Batch, error: io::Error },
+    Refused { batch: Arc<Batch>, error: io::Error },
 }
 
 impl Batch {
@@ -68,47 +68,29 @@ impl Batch {
         self.len == 0
     }
 
-    /// Writes to the file at `offset`, or to the window where there is none; releases; hashes. Blocks.
-    pub(super) fn work(self, file: Option<&File>, offset: u64, mut hasher: Hasher, writer: &Writer, waited: &Waited) -> Work {
-        let written = match file.map(|file| write_vectored_at(file, &self.chunks, offset)) {
-            Some(Err(error)) => Err(error),
-            // Too late: the bytes go another way by now.
-            Some(Ok(())) if !waited.settle() => Ok(()),
-            Some(Ok(())) => {
-                writer.arrived(offset + self.len as u64);
-                Ok(())
-            }
-            None => {
-                self.push_all(writer);
-                writer.arrived(offset + self.len as u64);
-                Ok(())
-            }
-        };
-        self.hash(&mut hasher);
-        let written = match written {
-            Ok(()) => Written::Done(self.len as u64),
-            Err(error) => Written::Refused { batch: self, error },
-        };
-        Work { hasher, written }
+    /// Writes to the file at `offset`, and releases: unless it is too late, and the bytes go another way by now. Blocks.
+    pub(super) fn write(&self, file: &File, offset: u64, writer: &Writer, waited: &Waited) -> io::Result<()> {
+        write_vectored_at(file, &self.chunks, offset)?;
+        if waited.settle() {
+            writer.arrived(offset + self.len as u64);
+        }
+        Ok(())
     }
 
-    /// Puts a refused batch into the window; says how many bytes that are.
-    pub(super) fn push_to(&self, writer: &Writer) -> u64 {
-        self.push_all(writer);
-        self.len as u64
-    }
-
-    fn push_all(&self, writer: &Writer) {
+    /// Puts it into the window, of which the file has those before `offset`, and releases.
+    pub(super) fn pass(&self, offset: u64, writer: &Writer) {
         for chunk in &self.chunks {
             writer.push(chunk.clone());
         }
+        writer.arrived(offset + self.len as u64);
     }
 
-    /// All of it into a hash, when nobody else does.
-    pub(super) fn hash(&self, hasher: &mut Hasher) {
+    /// Blocks.
+    pub(super) fn hash(&self, mut hasher: Hasher) -> Hasher {
         for chunk in &self.chunks {
             hasher.update(chunk);
         }
+        hasher
     }
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 
 use super::batch::{Batch, Waited, Work, Written};
@@ -37,11 +38,9 @@ impl<S: Source> Fill<S> {
             Store::Window(_) | Store::Unopened => None,
         };
         let (writer, offset) = (self.permit.writer().clone(), self.done);
-        self.work = Some(if let Some(file) = target {
-            Box::pin(write(self.context.cache.clone(), batch, file, offset, hasher, writer))
-        } else {
-            let work = tokio::task::spawn_blocking(move || batch.work(None, offset, hasher, &writer, &Waited::default()));
-            Box::pin(async move { work.await.ok() })
+        self.work = Some(match target {
+            Some(file) => Box::pin(write(self.context.cache.clone(), batch, file, offset, hasher, writer)),
+            None => Box::pin(pass(batch, offset, hasher, writer)),
         });
         Ok(())
     }
@@ -55,9 +54,8 @@ impl<S: Source> Fill<S> {
                 tracing::error!(digest = %self.digest, %error, at = self.done, "the disk refuses a blob that is arriving; the rest is passed through without being stored");
                 self.leave_file().await?;
                 self.wait_for_room().await?;
-                self.done += batch.push_to(self.permit.writer());
-                // Else the readers could not move on, and the window would stay full.
-                self.permit.writer().arrived(self.done);
+                batch.pass(self.done, self.permit.writer());
+                self.done += batch.len();
             }
         }
         Ok(())
@@ -131,27 +129,31 @@ impl Drop for Filed {
 /// A batch under way.
 pub(super) type Working = Pin<Box<dyn Future<Output = Option<Work>> + Send>>;
 
-/// Has a batch written to a file. The disk refuses it also by not answering: then it is hashed here, and where the call left its
-/// own copy does not matter.
+/// Has a batch written to a file, and hashed meanwhile: readers wait for neither more than they must, and a disk that does not
+/// answer, which is to refuse it too, keeps nobody from knowing the hash.
 async fn write(cache: Cache, batch: Batch, file: Arc<File>, offset: u64, hasher: Hasher, writer: Arc<Writer>) -> Option<Work> {
-    let (waited, late, hash) = (Waited::default(), batch.clone(), hasher.clone());
+    let batch = Arc::new(batch);
+    let copy = batch.clone();
+    let hashing = spawn_blocking(move || copy.hash(hasher));
+    let (waited, copy) = (Waited::default(), batch.clone());
     let decided = waited.clone();
-    let written = cache.write_in_time(move || batch.work(Some(&file), offset, hasher, &writer, &decided)).await;
-    if let Ok(work) = written {
-        return Some(work);
-    }
-    let hashed = move || {
-        let mut hasher = hash;
-        late.hash(&mut hasher);
+    let written = cache.write_in_time(move || copy.write(&file, offset, &writer, &decided)).await;
+    let written = match written.map_err(io::Error::from) {
+        Ok(Ok(())) => Written::Done(batch.len()),
         // Written after all, at the last moment: the readers have it from the file.
-        let written = if waited.settle() {
-            Written::Refused { batch: late, error: io::ErrorKind::TimedOut.into() }
-        } else {
-            Written::Done(late.len())
-        };
-        Work { hasher, written }
+        Err(_) if !waited.settle() => Written::Done(batch.len()),
+        Ok(Err(error)) | Err(error) => Written::Refused { batch, error },
     };
-    tokio::task::spawn_blocking(hashed).await.ok()
+    Some(Work { hasher: hashing.await.ok()?, written })
+}
+
+/// Has a batch put into the window, and hashed.
+async fn pass(batch: Batch, offset: u64, hasher: Hasher, writer: Arc<Writer>) -> Option<Work> {
+    let work = spawn_blocking(move || {
+        batch.pass(offset, &writer);
+        Work { hasher: batch.hash(hasher), written: Written::Done(batch.len()) }
+    });
+    work.await.ok()
 }
 
 /// Waits for the batch that is being written; for ever when there is none. A panic in there is a fault of ours: the fill ends

@@ -15,9 +15,11 @@ use super::auth::{Auth, AuthHost};
 use super::budget::Limits;
 use super::connect::Clients;
 use super::endpoint::Endpoint;
+use super::flow::Throttle;
 use super::login::{Login, certificates};
 use super::redirect::host_of;
 use super::resolve::Names;
+use super::wide::{Ahead, Habits};
 use super::wire::Wire;
 use super::{Config, Inner, Settings, Upstream, Upstreams, canonical};
 use crate::observe::Metrics;
@@ -104,7 +106,8 @@ impl Upstreams {
 
     /// The same with other limits, for tests.
     pub fn build_with(config: &Config, metrics: Metrics, limits: Limits) -> Result<Self, BuildError> {
-        let mut builder = Builder { limits: Arc::new(limits), names: Names::default(), metrics, plain: None, mistakes: Vec::new() };
+        let ahead = Ahead::new(&limits.wide);
+        let mut builder = Builder { limits: Arc::new(limits), names: Names::default(), metrics, ahead, plain: None, mistakes: Vec::new() };
         let mut upstreams = BTreeMap::new();
         for (alias, settings) in &config.upstreams {
             let upstream = canonical(alias);
@@ -138,6 +141,7 @@ struct Builder {
     limits: Arc<Limits>,
     names: Names,
     metrics: Metrics,
+    ahead: Ahead,
     /// The pools of the upstreams that trust the system's roots only: they share them, since loading roots takes time.
     plain: Option<Clients>,
     mistakes: Vec<Mistake>,
@@ -174,6 +178,10 @@ impl Builder {
             auth_hosts,
             blobs: Arc::new(Semaphore::new(self.limits.blobs)),
             metadata: Arc::new(Semaphore::new(self.limits.metadata)),
+            throttle: settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate))),
+            parallel: settings.parallel,
+            habits: Habits::default(),
+            ahead: self.ahead.clone(),
             headless: AtomicBool::new(false),
             wire,
         })
@@ -241,6 +249,8 @@ mod tests {
             private: Private::default(),
             auth_hosts: vec!["auth.test".to_owned(), "a/b".to_owned()],
             ca_file: Some("/nowhere/ca.pem".into()),
+            parallel: 1,
+            bandwidth: None,
         };
         let mut config = Config::default();
         let registry = |text| Registry::parse(text).expect("a registry");

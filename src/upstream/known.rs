@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use url::Url;
 
-use super::{Config, Private, Settings};
+use super::{Config, PARALLEL, Private, Settings};
 use crate::oci::Registry;
 
 /// Name, endpoint, and the hosts besides the endpoint's that issue its tokens.
@@ -41,6 +41,8 @@ pub fn builtin() -> Config {
             private: Private::default(),
             auth_hosts: auth_hosts.iter().map(|&host| host.to_owned()).collect(),
             ca_file: None,
+            parallel: PARALLEL,
+            bandwidth: None,
         };
         (name, settings)
     };

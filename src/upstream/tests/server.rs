@@ -207,6 +207,8 @@ impl Setup {
             private: Private::default(),
             auth_hosts: Vec::new(),
             ca_file: None,
+            parallel: 1,
+            bandwidth: None,
         };
         let limits = Limits { pause: Duration::from_millis(1), ..Limits::default() };
         Self { limits, metrics: Metrics::new(), settings, dir: tempfile::tempdir().expect("a folder") }
