@@ -19,6 +19,7 @@ use crate::observe::Metrics;
 use crate::oci::{Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Repository, Tag};
 
 mod admit;
+mod aside;
 mod audit;
 mod blamed;
 mod blobs;
@@ -31,6 +32,7 @@ mod growing;
 mod hot;
 mod index;
 mod keep;
+mod owed;
 mod patrol;
 mod pins;
 mod pool;
@@ -43,6 +45,7 @@ mod tests;
 mod withheld;
 
 pub(crate) use admit::Kept;
+pub(crate) use aside::dropped_aside;
 pub use audit::{Audit, Finding, audit};
 pub(crate) use disk::NoAnswer;
 pub use flight::Permit;
@@ -61,6 +64,7 @@ use folder::{Folder, Stamp};
 pub(crate) use hot::Recent;
 use hot::{Hot, KnownTag, SMALL_BLOB_BYTES_MAX};
 use index::Index;
+use owed::Owed;
 use pins::{Pin, Pins};
 use quarantine::Quarantine;
 use repos::Repos;
@@ -110,6 +114,7 @@ struct Inner {
     index: Index,
     hot: Hot,
     flights: Flights,
+    owed: Owed,
     pins: Pins,
     space: Space,
     /// How long a tag can be of use after the upstream last confirmed it.
@@ -184,8 +189,8 @@ impl Blob {
         })
     }
 
-    /// For the blocking pool only. The kernel is told to read ahead, so that what follows need not wait. A file that cannot be read is verified, and if need be fetched again,
-    /// before it is served to anybody else.
+    /// For the blocking pool only. The kernel is told to read ahead, so that what follows need not wait. A file that cannot be
+    /// read is verified, and if need be fetched again, before it is served to anybody else.
     fn read_blocking(&self, offset: u64, max: u64) -> std::io::Result<Bytes> {
         let ahead = std::num::NonZeroU64::new(READ_AHEAD_BYTES);
         // Advice that is not taken costs nothing.
@@ -345,12 +350,15 @@ impl Cache {
     /// A manifest of a repository, by digest.
     pub async fn manifest(&self, repository: &Repository, digest: &Digest) -> Option<HeldManifest> {
         let inner = &*self.0;
-        if let (Some(bytes), Some(media_type)) = (inner.hot.content(digest), inner.hot.manifest(repository, digest)) {
+        let held = if let (Some(bytes), Some(media_type)) = (inner.hot.content(digest), inner.hot.manifest(repository, digest)) {
             self.touch(digest);
-            return Some(HeldManifest { bytes, media_type });
-        }
-        let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
-        self.look(move || cache.load_manifest(&repository, &digest)).await
+            HeldManifest { bytes, media_type }
+        } else {
+            let (cache, repository, digest) = (self.clone(), repository.clone(), *digest);
+            self.look(move || cache.load_manifest(&repository, &digest)).await?
+        };
+        self.keep_if_owed(repository, digest, &held);
+        Some(held)
     }
 
     fn load_manifest(&self, repository: &Repository, digest: &Digest) -> Option<HeldManifest> {

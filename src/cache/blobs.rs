@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{CWD, RenameFlags};
 use tokio_util::sync::CancellationToken;
 
-use super::disk::drop_aside;
+use super::aside::drop_aside;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
 use crate::oci::{Algorithm, Digest};
 

@@ -344,13 +344,6 @@ impl Drop for Waiting {
     }
 }
 
-/// Drops something whose end may be a call on the disk: not on a runtime's worker.
-pub(crate) fn drop_aside<T: Send + 'static>(last: T) {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn_blocking(move || drop(last));
-    }
-}
-
 /// A file, or a folder, that the probe needs.
 pub(crate) fn probe_of(folder: super::Folder) -> impl Fn() + Send + Sync + 'static {
     let places: [PathBuf; 2] = ["blobs", "repos"].map(|name| folder.root().join(name));

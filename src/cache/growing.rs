@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
+use super::aside::drop_aside;
 use super::blamed::Blamed;
-use super::disk::{Call, Disk, drop_aside};
+use super::disk::{Call, Disk};
 use super::pool;
 use crate::oci::{Digest, Registry};
 

@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admit::{Kept, NotStored};
 use super::blobs::{BlobFile, Blobs, total_bytes};
 use super::boot;
 use super::disk::{Call, Disk, probe_of};
@@ -19,6 +17,7 @@ use super::flight::Flights;
 use super::folder::{Durability, Folder, Stamp, sync_dir};
 use super::hot::{Hot, Links};
 use super::index::{Entry, Index, Opened};
+use super::owed::Owed;
 use super::pins::Pins;
 use super::quarantine::Quarantine;
 use super::repos::Repos;
@@ -62,6 +61,7 @@ impl Cache {
             hot: Hot::new(config.memory),
             flights: Flights::on(disk.clone()),
             disk,
+            owed: Owed::default(),
             pins: Pins::default(),
             space,
             tag_life: config.tag_life,
@@ -230,37 +230,6 @@ impl Cache {
         };
         let _ = self.0.disk.ask(Call::Look, show).await;
         HeldManifest { bytes, media_type: manifest.media_type.clone() }
-    }
-
-    /// Keeps a verified manifest for a repository on disk. A disk that fails costs only the keeping.
-    pub(crate) async fn keep_manifest(&self, repository: &Repository, digest: &Digest, media_type: &MediaType, bytes: Bytes) {
-        let kept = self.admit(bytes.len() as u64).await;
-        let (cache, repository, digest, media_type) = (self.clone(), repository.clone(), *digest, media_type.clone());
-        let keep = move || {
-            if let Err(error) = cache.store_manifest(kept, &repository, &digest, &media_type, &bytes) {
-                tracing::error!(%repository, %digest, %error, "a manifest cannot be stored; it is served from memory");
-            }
-        };
-        let _ = self.0.disk.ask(Call::Write, keep).await;
-    }
-
-    pub(super) fn store_manifest(
-        &self,
-        kept: Result<Kept, NotStored>,
-        repository: &Repository,
-        digest: &Digest,
-        media_type: &MediaType,
-        bytes: &[u8],
-    ) -> Result<(), NotStored> {
-        use std::os::unix::fs::FileExt;
-        // Another repository may have brought it already.
-        if self.0.blobs.open(digest)?.is_none() {
-            let kept = kept?;
-            kept.file().write_all_at(bytes, 0)?;
-            self.commit(kept, digest, bytes.len() as u64)?;
-        }
-        self.0.repos.set_manifest(repository, digest, media_type)?;
-        Ok(())
     }
 
     /// The upstream says that a tag points here now.

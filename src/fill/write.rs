@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::batch::{Batch, Waited, Work, Written};
 use super::{Context, Fill, Source, Store};
-use crate::cache::{Cache, Failure, Kept, Writer};
+use crate::cache::{Cache, Failure, Kept, Writer, dropped_aside};
 use crate::observe::Metrics;
 use crate::oci::Hasher;
 
@@ -119,10 +119,7 @@ impl Drop for Filed {
         let Some(kept) = self.kept.take() else { return };
         // It is still on its way out, for those who count what is under way.
         let guard = self.metrics.fill();
-        self.tasks.spawn_blocking(move || {
-            drop(kept);
-            drop(guard);
-        });
+        self.tasks.spawn(dropped_aside((kept, guard)));
     }
 }
 
