@@ -2,6 +2,7 @@
 //! when the disk answers again everything is as it was.
 
 use futures_util::future::join_all;
+use rustix::io::Errno;
 
 use super::{REPO, file_of};
 use crate::support::client::{get, pull};
@@ -75,8 +76,9 @@ impl Stage {
     async fn keep(&self, image: &(String, Pushed)) {
         let data = self.program.settings().data();
         let is_kept = |digest| file_of(&data, digest).exists();
+        let link = data.join("repos/docker.io").join(&image.0).join("_manifests/sha256").join(image.1.digest.hex());
         let kept = async {
-            while !image.1.blobs().map(|blob| &blob.digest).chain([&image.1.digest]).all(is_kept) {
+            while !image.1.blobs().map(|blob| &blob.digest).chain([&image.1.digest]).all(is_kept) || !link.exists() {
                 self.pull(image).await.unwrap();
                 self.program.settled().await;
             }
@@ -179,6 +181,84 @@ async fn a_disk_that_hangs_after_a_start_breaks_no_client() {
         settings = program.terminate().await.1;
         settings.audit().assert_sound().assert_temporary(0);
     }
+}
+
+/// What a manifest's way to the disk ends with, and where.
+const UNWRITTEN: [(&str, Verdict); 5] = [
+    ("create tmp", Verdict::Fail(Errno::IO)),
+    ("fdatasync tmp", Verdict::Fail(Errno::NOSPC)),
+    ("rename tmp > _manifests", Verdict::Fail(Errno::IO)),
+    ("create tmp", Verdict::Hang),
+    ("rename tmp > _manifests", Verdict::Hang),
+];
+
+#[tokio::test]
+async fn a_manifest_that_could_not_be_written_is_when_it_is_served_again() {
+    let tried = UNWRITTEN.map(|(step, verdict)| async move {
+        let mut stage = Stage::new("\"64MiB\"").await;
+        let image = stage.push();
+        stage.injector.arm(move |event| if hits(step, event) { verdict } else { Verdict::Pass });
+        stage.pull(&image).await.unwrap();
+        stage.program.settled().await;
+        let seen = stage.injector.release();
+        assert!(seen.iter().any(|(_, decided)| *decided == verdict), "{step} never came");
+        within("the disk to be back", async { while stage.is_away().await {} }).await;
+        stage.keep(&image).await;
+        assert_eq!(stage.plain.gets_of(&image.1.digest), 1, "{step}: it was in memory");
+        stage.ends_sound().await;
+    });
+    join_all(tried).await;
+}
+
+/// What a stop comes upon, when the disk has begun to hang.
+#[derive(Clone, Copy, PartialEq)]
+enum Stopped {
+    /// Nobody has asked the disk since.
+    Idle,
+    /// Somebody is waiting for it.
+    Waiting,
+    /// It is known to be away.
+    Away,
+}
+
+#[tokio::test]
+async fn a_stop_ends_although_the_disk_hangs() {
+    let stopped = [Stopped::Idle, Stopped::Waiting, Stopped::Away].map(|when| async move {
+        let mut stage = Stage::new("\"1KiB\"").await;
+        let (held, other) = (stage.push(), stage.push());
+        stage.keep(&held).await;
+        stage.injector.arm(hanging(EVERYTHING));
+        if when == Stopped::Away {
+            stage.pull(&other).await.unwrap();
+            assert!(stage.is_away().await);
+        }
+        let url = stage.program.url();
+        let waits = tokio::spawn(async move {
+            // It may be cut off, or not.
+            if when == Stopped::Waiting {
+                let _ = pull(&url, &other.0, "latest").await;
+            }
+        });
+        if when == Stopped::Waiting {
+            within("a call that hangs", async {
+                while stage.injector.hung() == 0 {
+                    tokio::task::yield_now().await
+                }
+            })
+            .await;
+        }
+        let (status, settings) = stage.program.terminate().await;
+        assert_eq!(status.code(), Some(0));
+        within("the client's end", waits).await.unwrap();
+        settings.audit().assert_sound();
+
+        stage.program = settings.spawn().await;
+        let asked = stage.plain.gets_of(&held.1.layers[0].digest);
+        stage.pull(&held).await.unwrap();
+        assert_eq!(stage.plain.gets_of(&held.1.layers[0].digest), asked, "it was held");
+        stage.ends_sound().await;
+    });
+    join_all(stopped).await;
 }
 
 #[tokio::test]
