@@ -22,8 +22,12 @@ use crate::pull::Pull;
 use crate::upstream::{BuildError, Upstreams};
 use crate::{access, cache, fill, listen, pull, upstream};
 
-/// How long small work may take after the last client is gone: a manifest's write, a blob's fsync.
+/// How long small work may take after the last client is gone: a manifest's write, a blob's fsync. It is waited for three times
+/// (what was answered, what is under way, the index), so a stop takes at most `server.drain` and three of these.
 const SETTLE: Duration = Duration::from_secs(10);
+
+/// The same for a disk that is known not to answer.
+const SETTLE_AWAY: Duration = Duration::from_secs(1);
 
 /// The parts of the configuration that a server is made of.
 #[derive(Debug, Clone)]
@@ -198,15 +202,17 @@ impl Server {
         // Whoever wanted them is gone; what was not committed is fetched again.
         work.fills.cancel();
         // Manifests may wait until the start has counted what is held: that goes on for so long.
-        let _ = tokio::time::timeout(SETTLE, pull.kept()).await;
+        let settle = || if cache.is_away() { SETTLE_AWAY } else { SETTLE };
+        let _ = tokio::time::timeout(settle(), pull.kept()).await;
         work.stop.cancel();
         work.tasks.close();
-        let done = tokio::time::timeout(SETTLE, work.tasks.wait()).await.is_ok();
+        let done = tokio::time::timeout(settle(), work.tasks.wait()).await.is_ok();
         if !done {
             tracing::warn!("work on the disk does not end; it is left to the operating system");
         }
+        let settle = settle();
         let close = tokio::task::spawn_blocking(move || cache.close(done));
-        if !matches!(tokio::time::timeout(SETTLE, close).await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(settle, close).await, Ok(Ok(()))) {
             tracing::error!("the index was not closed; the next start holds it against the files");
         }
         closed.cancel();

@@ -277,6 +277,11 @@ impl Disk {
 }
 
 impl Cache {
+    /// Whether the disk does not answer.
+    pub fn is_away(&self) -> bool {
+        self.0.disk.is_away()
+    }
+
     /// As `open_trusted`, with a deadline. The one with the `right` to fetch it forgets one whose file is gone.
     pub(super) async fn open_in_time(&self, digest: &Digest, right: bool) -> Result<Result<Found, Option<BlobFile>>, NoAnswer> {
         let (cache, of) = (self.clone(), *digest);

@@ -242,7 +242,7 @@ async fn a_stop_ends_although_the_disk_hangs() {
         if when == Stopped::Waiting {
             within("a call that hangs", async {
                 while stage.injector.hung() == 0 {
-                    tokio::task::yield_now().await
+                    tokio::task::yield_now().await;
                 }
             })
             .await;
