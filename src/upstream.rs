@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use hyper::header::{HeaderMap, HeaderValue};
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -29,6 +30,7 @@ mod endpoint;
 mod error;
 pub mod headers;
 mod health;
+mod hops;
 mod known;
 mod login;
 mod redirect;
@@ -43,6 +45,7 @@ pub use answers::{Announced, BlobBody, Fetched, ReferrersPage, Sight, TagPage, W
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
 pub use error::{Error, Flaw, Phase, Refusal, Why};
+pub use hops::{Hops, Loop};
 pub use known::{builtin, canonical};
 
 /// The `[upstreams]` table: what may be contacted, and how. The built-in table is merged under the operator's.
@@ -88,12 +91,12 @@ pub enum Private {
 
 /// All upstreams. Cheap to clone.
 #[derive(Clone)]
-pub struct Upstreams(Arc<BTreeMap<Registry, Upstream>>);
+pub struct Upstreams(Arc<BTreeMap<Registry, Upstream>>, hops::Hop);
 
 /// One upstream, ready to be asked. Cheap to clone; all clones share connections, tokens and what is known of the
-/// endpoints' health.
+/// endpoints' health. Each says through which mirrors the requests came that it asks on behalf of.
 #[derive(Clone)]
-pub struct Upstream(Arc<Inner>);
+pub struct Upstream(Arc<Inner>, HeaderValue);
 
 struct Inner {
     registry: Registry,
@@ -103,6 +106,7 @@ struct Inner {
     auth: auth::Auth,
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
+    hop: hops::Hop,
     blobs: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
     /// It answered 405 to the HEAD of a manifest once, and is spared the next.
@@ -115,6 +119,11 @@ impl Upstreams {
         self.0.get(&canonical(registry))
     }
 
+    /// The mirrors that a request with these headers came through, unless this is one of them.
+    pub fn hops(&self, headers: &HeaderMap) -> Result<Hops, Loop> {
+        self.1.before(headers)
+    }
+
     /// The configured registries.
     pub fn registries(&self) -> impl Iterator<Item = &Registry> {
         self.0.keys()
@@ -125,6 +134,12 @@ impl Upstream {
     /// What it is called.
     pub fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// The same, asked on behalf of a request that came through these mirrors.
+    #[must_use]
+    pub fn behind(&self, hops: &Hops) -> Self {
+        Self(Arc::clone(&self.0), self.0.hop.via(hops))
     }
 
     /// How many endpoints it has.

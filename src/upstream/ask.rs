@@ -158,6 +158,7 @@ impl Upstream {
             kind: ask.kind,
             reach: Reach::Anywhere,
             from: &endpoint.host,
+            via: Some(&self.1),
         };
         let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
         out.authorization = used.header.as_ref();
@@ -238,8 +239,17 @@ impl Upstream {
         deadline: Deadline,
     ) -> Result<Response<Incoming>, Error> {
         let url = chain.url();
-        let mut out =
-            Outgoing { method: &ask.method, url, accept: ask.accept, authorization, offset: ask.offset, kind: ask.kind, reach, from };
+        let mut out = Outgoing {
+            method: &ask.method,
+            url,
+            accept: ask.accept,
+            authorization,
+            offset: ask.offset,
+            kind: ask.kind,
+            reach,
+            from,
+            via: None,
+        };
         let response = self.0.wire.send(&out, deadline).await?;
         if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
             return Ok(response);
@@ -279,6 +289,7 @@ impl Upstream {
             404 | 410 => Error::NotFound { host },
             405 | 501 if ask.method == Method::HEAD => Error::BadAnswer { host, flaw: Flaw::NoHead },
             416 => Error::BadAnswer { host, flaw: Flaw::Range },
+            508 => Error::Unavailable { host, why: Why::Loop },
             _ if status >= 500 || is_passing(status) => Error::Unavailable { host, why: Why::Status(status) },
             _ => Error::BadAnswer { host, flaw: Flaw::Status(status) },
         };
