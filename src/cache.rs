@@ -23,6 +23,7 @@ mod audit;
 mod blamed;
 mod blobs;
 mod boot;
+mod clock;
 mod evict;
 mod flight;
 mod folder;

@@ -13,10 +13,10 @@ use crate::access::{self, Access, Verdict};
 use crate::listen::{self, Client};
 use crate::observe::{Kind, Line, Metrics, Outcome, Subject};
 use crate::oci::{Digest, Registry, Repository};
-use crate::pull::{Asker, BlobAnswer, Pull};
+use crate::pull::{self, Asker, BlobAnswer, Pull};
 use crate::reply::{self, Again, Asked, Content, Problem, Response};
 use crate::route::{Known, Route, Routed, route};
-use crate::upstream::Upstreams;
+use crate::upstream::{self, Upstreams};
 
 /// What a request needs.
 pub struct Handler {
@@ -89,51 +89,52 @@ impl Handler {
             Verdict::Busy => return Err(Problem::Busy),
         };
         let routed = routed.map_err(Problem::Route)?;
+        let hops = self.upstreams.hops(request.headers()).map_err(|upstream::Loop| Problem::Pull(pull::Error::Loop))?;
+        let pull = self.pull.behind(hops);
         let asked = Asked::new(request.method(), request.version(), request.headers());
-        self.serve(asker, routed, secret, &asked).await.map_err(Problem::Pull)
-    }
-
-    async fn serve(&self, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, crate::pull::Error> {
-        Ok(match &routed.route {
-            Route::Ping => reply::ping(),
-            Route::Manifest(repository, reference) => {
-                let answer = self.pull.manifest(asker, repository, reference, asked.head).await?;
-                reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
-            }
-            Route::Blob(repository, digest) => {
-                let answer = self.pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
-                let again = self.again(asker, repository, digest);
-                reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
-            }
-            Route::Tags { repository, n, last } => {
-                let answer = self.pull.tags(asker, repository, *n, last.as_deref()).await?;
-                // The link must lead back by the way the client came.
-                let base = format!("{secret}{}", routed.base(repository));
-                reply::tags(&answer, repository.name.as_str(), &base, routed.namespace.as_ref())
-            }
-            Route::Referrers { repository, digest, artifact_types } => {
-                reply::referrers(self.pull.referrers(asker, repository, digest, artifact_types).await?)
-            }
-        })
+        serve(&pull, asker, routed, secret, &asked).await.map_err(Problem::Pull)
     }
 }
 
-impl Handler {
-    /// How a body asks for its blob anew when the disk fails it.
-    fn again(&self, asker: Asker, repository: &Repository, digest: &Digest) -> Again {
-        let (pull, repository, digest) = (self.pull.clone(), repository.clone(), *digest);
-        Arc::new(move |at| {
-            let (pull, repository) = (pull.clone(), repository.clone());
-            Box::pin(async move {
-                match pull.blob(asker, &repository, &digest, at, false).await.ok()?.content {
-                    BlobAnswer::Memory(bytes) => Some(Content::Memory(bytes)),
-                    BlobAnswer::Whole(blob) => Some(Content::Whole(blob)),
-                    BlobAnswer::Growing(growing) => Some(Content::Growing(growing)),
-                    BlobAnswer::Size(_) => None,
-                }
-            })
+/// What is asked for, from whoever has it.
+async fn serve(pull: &Pull, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, pull::Error> {
+    Ok(match &routed.route {
+        Route::Ping => reply::ping(),
+        Route::Manifest(repository, reference) => {
+            let answer = pull.manifest(asker, repository, reference, asked.head).await?;
+            reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
+        }
+        Route::Blob(repository, digest) => {
+            let answer = pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
+            let again = again(pull, asker, repository, digest);
+            reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
+        }
+        Route::Tags { repository, n, last } => {
+            let answer = pull.tags(asker, repository, *n, last.as_deref()).await?;
+            // The link must lead back by the way the client came.
+            let base = format!("{secret}{}", routed.base(repository));
+            reply::tags(&answer, repository.name.as_str(), &base, routed.namespace.as_ref())
+        }
+        Route::Referrers { repository, digest, artifact_types } => {
+            reply::referrers(pull.referrers(asker, repository, digest, artifact_types).await?)
+        }
+    })
+}
+
+/// How a body asks for its blob anew when the disk fails it.
+fn again(pull: &Pull, asker: Asker, repository: &Repository, digest: &Digest) -> Again {
+    let (pull, repository, digest) = (pull.clone(), repository.clone(), *digest);
+    Arc::new(move |at| {
+        let (pull, repository) = (pull.clone(), repository.clone());
+        Box::pin(async move {
+            match pull.blob(asker, &repository, &digest, at, false).await.ok()?.content {
+                BlobAnswer::Memory(bytes) => Some(Content::Memory(bytes)),
+                BlobAnswer::Whole(blob) => Some(Content::Whole(blob)),
+                BlobAnswer::Growing(growing) => Some(Content::Growing(growing)),
+                BlobAnswer::Size(_) => None,
+            }
         })
-    }
+    })
 }
 
 fn subject(method: &Method, routed: Option<&Routed>) -> Subject {

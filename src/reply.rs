@@ -267,7 +267,7 @@ pub fn problem(problem: &Problem, id: &str) -> Response {
         }
         Problem::Request(_) => set(&mut response, header::CONNECTION, "close"),
         Problem::Challenge => set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
-        Problem::Pull(pull::Error::RateLimited(after)) => {
+        Problem::Pull(pull::Error::RateLimited(after) | pull::Error::Refuted(after)) => {
             set(&mut response, header::RETRY_AFTER, &retry_after(*after));
         }
         _ => {}
@@ -331,10 +331,18 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
         pull::Error::Unavailable => {
             (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the registry cannot be reached, and it is not held here")
         }
+        pull::Error::Loop => {
+            (StatusCode::LOOP_DETECTED, "UNAVAILABLE", "an endpoint of this mirror leads back to it: its operator has to take that out")
+        }
         pull::Error::Timeout => {
             (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry did not answer in time, and it is not held here")
         }
         pull::Error::BadUpstream => (StatusCode::BAD_GATEWAY, "MANIFEST_INVALID", "the registry sent something that cannot be used"),
+        pull::Error::Refuted(_) => (
+            StatusCode::BAD_GATEWAY,
+            "MANIFEST_INVALID",
+            "what the registry sends for it is wrong again and again; it is asked again in a while",
+        ),
         pull::Error::Abandoned => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "this mirror gave the request up; try again"),
     };
     Verdict { status, code, message: message.to_owned() }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use hyper::header::{HeaderMap, HeaderValue};
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -30,6 +31,7 @@ mod error;
 mod flow;
 pub mod headers;
 mod health;
+mod hops;
 mod known;
 mod login;
 mod redirect;
@@ -47,6 +49,7 @@ pub use answers::{Announced, Asked, BlobBody, Fetched, ReferrersPage, Sight, Tag
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
 pub use error::{Error, Flaw, Phase, Refusal, Why};
+pub use hops::{Hops, Loop};
 pub use known::{builtin, canonical};
 pub use wide::{Wide, WideLimits};
 
@@ -100,12 +103,12 @@ pub enum Private {
 
 /// All upstreams. Cheap to clone.
 #[derive(Clone)]
-pub struct Upstreams(Arc<BTreeMap<Registry, Upstream>>);
+pub struct Upstreams(Arc<BTreeMap<Registry, Upstream>>, hops::Hop);
 
 /// One upstream, ready to be asked. Cheap to clone; all clones share connections, tokens and what is known of the
-/// endpoints' health.
+/// endpoints' health. Each says through which mirrors the requests came that it asks on behalf of.
 #[derive(Clone)]
-pub struct Upstream(Arc<Inner>);
+pub struct Upstream(Arc<Inner>, HeaderValue);
 
 struct Inner {
     registry: Registry,
@@ -115,6 +118,7 @@ struct Inner {
     auth: auth::Auth,
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
+    hop: hops::Hop,
     blobs: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
     throttle: Option<Arc<flow::Throttle>>,
@@ -131,6 +135,11 @@ impl Upstreams {
         self.0.get(&canonical(registry))
     }
 
+    /// The mirrors that a request with these headers came through, unless this is one of them.
+    pub fn hops(&self, headers: &HeaderMap) -> Result<Hops, Loop> {
+        self.1.before(headers)
+    }
+
     /// The configured registries.
     pub fn registries(&self) -> impl Iterator<Item = &Registry> {
         self.0.keys()
@@ -141,6 +150,12 @@ impl Upstream {
     /// What it is called.
     pub fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// The same, asked on behalf of a request that came through these mirrors.
+    #[must_use]
+    pub fn behind(&self, hops: &Hops) -> Self {
+        Self(Arc::clone(&self.0), self.0.hop.via(hops))
     }
 
     /// How many endpoints it has.

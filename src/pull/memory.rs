@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::private::What;
+use super::refuted::Refuted;
 use crate::cache::{Coalesce, HeldManifest, Recent};
 use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
 use crate::upstream::Sight;
@@ -67,6 +68,8 @@ pub(super) struct Memory {
     pub(super) hidden: Recent<(Repository, What), ()>,
     /// The endpoints, by number, that sent something else for a blob.
     pub(super) wrong: Recent<(Registry, Digest), Vec<usize>>,
+    /// What came wrong from everywhere, again and again.
+    pub(super) refuted: Refuted,
     pub(super) heads: Coalesce<(Repository, Tag), Result<Announced, Error>>,
     pub(super) tags: Coalesce<(Repository, Tag), Result<(Digest, HeldManifest), Error>>,
     pub(super) manifests: Coalesce<(Repository, Digest), Result<HeldManifest, Error>>,
@@ -78,7 +81,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(tag_ttl: Duration, stop: &CancellationToken) -> Self {
+    pub(super) fn new(tag_ttl: Duration, refuted: Refuted, stop: &CancellationToken) -> Self {
         Self {
             announced: Recent::new(ENTRIES_MAX, tag_ttl),
             awaited: Recent::new(ENTRIES_MAX, tag_ttl.max(Duration::from_secs(600))),
@@ -90,6 +93,7 @@ impl Memory {
             cleared: Recent::new(ENTRIES_MAX, CLEARED_FOR),
             hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             wrong: Recent::new(ENTRIES_MAX, WRONG_FOR),
+            refuted,
             heads: Coalesce::new(stop.clone()),
             tags: Coalesce::new(stop.clone()),
             manifests: Coalesce::new(stop.clone()),

@@ -167,6 +167,7 @@ impl Upstream {
             kind: ask.kind,
             reach: Reach::Anywhere,
             from: &endpoint.host,
+            via: Some(&self.1),
         };
         let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
         out.authorization = used.header.as_ref();
@@ -241,7 +242,7 @@ impl Upstream {
         let (url, reach, from) = (chain.url(), spot.reach, spot.from.as_str());
         let authorization = spot.authorization.as_ref();
         let Ask { ref method, accept, offset, last, kind, .. } = *ask;
-        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from };
+        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from, via: None };
         let response = self.0.wire.send(&out, deadline).await?;
         if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
             return Ok(response);
@@ -284,6 +285,7 @@ impl Upstream {
             404 | 410 => Error::NotFound { host },
             405 | 501 if ask.method == Method::HEAD => Error::BadAnswer { host, flaw: Flaw::NoHead },
             416 => Error::BadAnswer { host, flaw: Flaw::Range },
+            508 => Error::Unavailable { host, why: Why::Loop },
             _ if status >= 500 || is_passing(status) => Error::Unavailable { host, why: Why::Status(status) },
             _ => Error::BadAnswer { host, flaw: Flaw::Status(status) },
         };

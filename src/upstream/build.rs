@@ -16,6 +16,7 @@ use super::budget::Limits;
 use super::connect::Clients;
 use super::endpoint::Endpoint;
 use super::flow::Throttle;
+use super::hops::{Hop, Hops};
 use super::login::{Login, certificates};
 use super::redirect::host_of;
 use super::resolve::Names;
@@ -107,17 +108,23 @@ impl Upstreams {
     /// The same with other limits, for tests.
     pub fn build_with(config: &Config, metrics: Metrics, limits: Limits) -> Result<Self, BuildError> {
         let ahead = Ahead::new(&limits.wide);
-        let mut builder = Builder { limits: Arc::new(limits), names: Names::default(), metrics, ahead, plain: None, mistakes: Vec::new() };
+        let (limits, names, hop) = (Arc::new(limits), Names::default(), Hop::new());
+        let mut builder = Builder { limits, names, metrics, ahead, hop, plain: None, mistakes: Vec::new() };
         let mut upstreams = BTreeMap::new();
         for (alias, settings) in &config.upstreams {
             let upstream = canonical(alias);
             if *alias != upstream && config.upstreams.contains_key(&upstream) || upstreams.contains_key(&upstream) {
                 builder.mistakes.push(Mistake::Twice { upstream, alias: alias.clone() });
             } else if let Some(built) = builder.upstream(&upstream, settings) {
-                upstreams.insert(upstream, Upstream(Arc::new(built)));
+                let via = builder.hop.via(&Hops::default());
+                upstreams.insert(upstream, Upstream(Arc::new(built), via));
             }
         }
-        if builder.mistakes.is_empty() { Ok(Self(Arc::new(upstreams))) } else { Err(BuildError { mistakes: builder.mistakes }) }
+        if builder.mistakes.is_empty() {
+            Ok(Self(Arc::new(upstreams), builder.hop))
+        } else {
+            Err(BuildError { mistakes: builder.mistakes })
+        }
     }
 
     /// Reads the password files again, as SIGHUP asks for. Where one cannot be read, the old password stays in use.
@@ -142,6 +149,7 @@ struct Builder {
     names: Names,
     metrics: Metrics,
     ahead: Ahead,
+    hop: Hop,
     /// The pools of the upstreams that trust the system's roots only: they share them, since loading roots takes time.
     plain: Option<Clients>,
     mistakes: Vec<Mistake>,
@@ -183,6 +191,7 @@ impl Builder {
             habits: Habits::default(),
             ahead: self.ahead.clone(),
             headless: AtomicBool::new(false),
+            hop: self.hop.clone(),
             wire,
         })
     }

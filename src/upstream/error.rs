@@ -84,6 +84,9 @@ pub enum Why {
     /// The connection broke before the answer, or the body, was whole.
     #[error("the connection broke")]
     Cut,
+    /// It asked this mirror itself, or stands in a row of mirrors that never ends.
+    #[error("its requests lead back to this mirror (508); take it out of endpoints here, or this mirror out of its")]
+    Loop,
     /// It said so: a 5xx or a 408.
     #[error("it answered {0}")]
     Status(u16),
@@ -198,18 +201,20 @@ impl Error {
         match why {
             Why::Dns(_) | Why::Connect(_) | Why::Tls(_) | Why::Cut => true,
             Why::Status(status) => is_passing(*status),
-            Why::Certificate(_) | Why::Storage(_) | Why::Token(_) | Why::Resting | Why::Busy => false,
+            Why::Certificate(_) | Why::Storage(_) | Why::Token(_) | Why::Resting | Why::Busy | Why::Loop => false,
         }
     }
 
     /// Of the errors of several endpoints the one to report is the largest. An outage outranks an answer: the endpoint
-    /// that is away might have had the content, so what is held may still be served stale.
+    /// that is away might have had the content, so what is held may still be served stale. One that leads back here might
+    /// not: it says nothing.
     pub(super) fn rank(&self) -> u8 {
         match self {
-            Self::NotFound { .. } => 0,
-            Self::Denied { .. } => 1,
-            Self::BadAnswer { .. } | Self::RefusedTarget { .. } => 2,
-            Self::RateLimited { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => 3,
+            Self::Unavailable { why: Why::Loop, .. } => 0,
+            Self::NotFound { .. } => 1,
+            Self::Denied { .. } => 2,
+            Self::BadAnswer { .. } | Self::RefusedTarget { .. } => 3,
+            Self::RateLimited { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => 4,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT, VIA};
 use hyper::{Method, Request, Response, Uri};
 use tracing::debug;
 use url::Url;
@@ -52,6 +52,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) reach: Reach,
     /// The host that named this URL.
     pub(super) from: &'a str,
+    /// The mirrors that ask, for an endpoint.
+    pub(super) via: Option<&'a HeaderValue>,
 }
 
 impl Outgoing<'_> {
@@ -68,6 +70,9 @@ impl Outgoing<'_> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(authorization) = self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(via) = self.via {
+            headers.insert(VIA, via.clone());
         }
         if self.offset > 0 || self.last.is_some() {
             let last = self.last.map_or_else(String::new, |last| last.to_string());
