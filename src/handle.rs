@@ -44,7 +44,7 @@ impl Handler {
             tracing::error!(%error, "the htpasswd file cannot be read again; the old users stay");
         }
         if let Err(error) = self.upstreams.reload() {
-            tracing::error!(%error, "an upstream's password file cannot be read again; the old password stays");
+            tracing::error!(%error, "a file of an upstream cannot be read again; the old login or certificate stays");
         }
     }
 

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 
 use figment::Figment;
 use figment::value::{Dict, Value};
 
 use super::report::{self, DEFAULT, Line, Mistake, Mistakes};
 use super::{environment, layers, suggest};
+use crate::upstream::proxy::Environment;
 
 /// The books.
 pub(super) struct Reader {
@@ -70,6 +72,15 @@ impl Reader {
         self.mistakes.extend(environment::single_underscores(env, &self.keys()));
     }
 
+    /// The proxies that the environment names.
+    pub(super) fn proxies(&mut self, env: &BTreeMap<String, OsString>) -> Environment {
+        let get = |name: &str| env.get(name).map(|value| value.to_string_lossy().into_owned());
+        let (proxies, mistakes) = Environment::read(get);
+        let mistake = |(variable, what): (String, String)| Mistake { origin: environment::origin(&variable), key: String::new(), what };
+        self.mistakes.extend(mistakes.into_iter().map(mistake));
+        proxies
+    }
+
     /// Every key that was asked for, from the top.
     pub(super) fn keys(&self) -> Vec<String> {
         self.known.iter().filter(|known| !known.is_table).map(|known| join(&known.section, &known.key)).collect()
@@ -121,6 +132,36 @@ impl Section<'_> {
         let (value, origin) = self.take(key)?;
         let parsed = text(&value).and_then(|text| Ok((report::quoted(text), parse(text)?)));
         self.keep(key, origin, parsed)
+    }
+
+    /// A value that may be missing, and is shown as `show` says: it may hold a secret. What `parse` says must not repeat it.
+    pub(super) fn masked<T>(&mut self, key: &str, show: impl Fn(&T) -> String, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let (value, origin) = self.take(key)?;
+        let parsed = text(&value).and_then(parse).map(|value| (report::quoted(&show(&value)), value));
+        self.keep(key, origin, parsed)
+    }
+
+    /// A value in effect that was written elsewhere than under its key.
+    pub(super) fn note(&mut self, key: &str, value: &str, origin: String) {
+        self.line(key, report::quoted(value), origin);
+    }
+
+    /// A number of things, within a range.
+    pub(super) fn count(&mut self, key: &str, default: usize, range: RangeInclusive<usize>) -> usize {
+        let Some((value, origin)) = self.take(key) else {
+            self.line(key, default.to_string(), DEFAULT.to_owned());
+            return default;
+        };
+        let number = match &value {
+            Value::Num(_, number) => {
+                number.to_u128().or_else(|| number.to_i128()?.try_into().ok()).and_then(|number| number.try_into().ok())
+            }
+            Value::String(_, text) => text.parse().ok(),
+            _ => None,
+        };
+        let wanted = || format!("is not a number from {} to {}", range.start(), range.end());
+        let number = number.filter(|number| range.contains(number)).ok_or_else(wanted);
+        self.keep(key, origin, number.map(|number| (number.to_string(), number))).unwrap_or(default)
     }
 
     /// A truth.
