@@ -72,7 +72,7 @@ fn every_key_without_a_default_has_an_example_that_works() {
     let laptop = load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes}\n{text}"));
 
     let mut reader = read(&sources);
-    everything(&mut reader.root(), Default::default());
+    everything(&mut reader.root(), crate::upstream::proxy::Environment::default());
     // An example at one upstream is one for all.
     let of_any_upstream = |key: String| match key.rsplit_once('.') {
         Some((table, key)) if table.starts_with("upstreams.") => format!("upstreams.*.{key}"),

@@ -204,13 +204,13 @@ mod tests {
         find(json.as_bytes(), &Registry::parse(registry).expect("a registry"))
     }
 
-    fn login(user: &str, password: &str) -> Result<Found, String> {
-        Ok(Found::Login(basic(user, password).expect("a login")))
+    fn login(user: &str, password: &str) -> Found {
+        Found::Login(basic(user, password).expect("a login"))
     }
 
-    fn helper(name: &str, servers: &[&str]) -> Result<Found, String> {
+    fn helper(name: &str, servers: &[&str]) -> Found {
         let servers = servers.iter().map(|&server| server.to_owned()).collect();
-        Ok(Found::Helper(Helper { name: name.to_owned(), servers }))
+        Found::Helper(Helper { name: name.to_owned(), servers })
     }
 
     #[test]
@@ -218,19 +218,19 @@ mod tests {
         // u:p and v:q
         for key in ["https://index.docker.io/v1/", "index.docker.io", "docker.io", "https://registry-1.docker.io/v2/"] {
             let json = format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}},"other.test":{{"auth":"djpx"}}}},"HttpHeaders":{{"a":"b"}}}}"#);
-            assert_eq!(found(&json, "docker.io"), login("u", "p"), "{key}");
-            assert_eq!(found(&json, "other.test"), login("v", "q"));
+            assert_eq!(found(&json, "docker.io"), Ok(login("u", "p")), "{key}");
+            assert_eq!(found(&json, "other.test"), Ok(login("v", "q")));
             assert_eq!(found(&json, "third.test"), Ok(Found::Nobody));
         }
         for key in ["r.test:5000", "https://r.test:5000", "http://R.test:5000/", "https://r.test:5000/v2/"] {
-            assert_eq!(found(&format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}}}}}}"#), "r.test:5000"), login("u", "p"), "{key}");
+            assert_eq!(found(&format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}}}}}}"#), "r.test:5000"), Ok(login("u", "p")), "{key}");
         }
         for key in ["r.test", "r.test:5000/team", "https://r.test:5000.evil.test", "xr.test:5000"] {
             assert_eq!(found(&format!(r#"{{"auths":{{"{key}":{{"auth":"dTpw"}}}}}}"#), "r.test:5000"), Ok(Found::Nobody), "{key}");
         }
         let both = r#"{"auths":{"docker.io":{"auth":"djpx"},"https://index.docker.io/v1/":{"auth":"dTpw"}}}"#;
-        assert_eq!(found(both, "docker.io"), login("u", "p"), "the usual key goes first");
-        assert_eq!(found(r#"{"auths":{"a.test":{"username":"u","password":"p"}}}"#, "a.test"), login("u", "p"));
+        assert_eq!(found(both, "docker.io"), Ok(login("u", "p")), "the usual key goes first");
+        assert_eq!(found(r#"{"auths":{"a.test":{"username":"u","password":"p"}}}"#, "a.test"), Ok(login("u", "p")));
         assert_eq!(found(r#"{"auths":{"a.test":{}}}"#, "a.test"), Ok(Found::Nobody));
         assert_eq!(found("{}", "a.test"), Ok(Found::Nobody));
     }
@@ -238,9 +238,9 @@ mod tests {
     #[test]
     fn helpers_go_before_the_file() {
         let json = r#"{"auths":{"a.test":{"auth":"dTpw"},"b.test":{}},"credHelpers":{"a.test":"ecr-login"},"credsStore":"pass"}"#;
-        assert_eq!(found(json, "a.test"), helper("ecr-login", &["a.test", "https://a.test"]));
-        assert_eq!(found(json, "b.test"), helper("pass", &["b.test", "https://b.test"]));
-        assert_eq!(found(json, "docker.io"), helper("pass", &[HUB_KEY]));
+        assert_eq!(found(json, "a.test"), Ok(helper("ecr-login", &["a.test", "https://a.test"])));
+        assert_eq!(found(json, "b.test"), Ok(helper("pass", &["b.test", "https://b.test"])));
+        assert_eq!(found(json, "docker.io"), Ok(helper("pass", &[HUB_KEY])));
         for name in ["../evil", "a b", "a;b", "-x", ".x", "a/b", "a\\u0000b", &"x".repeat(65)] {
             let what = found(&format!(r#"{{"credsStore":"{name}"}}"#), "a.test").expect_err(name);
             assert!(what.contains("name of the credential helper"), "{what}");

@@ -309,9 +309,9 @@ pub(super) fn basic(user: &str, password: &str) -> Result<HeaderValue, String> {
 mod tests {
     use super::*;
 
-    fn login(source: Credentials) -> Result<Login, String> {
+    fn login(source: &Credentials) -> Result<Login, String> {
         let limits = Limits { look: Duration::ZERO, ..Limits::default() };
-        Login::read(&Registry::parse("r.test").expect("a registry"), &source, &Arc::new(limits))
+        Login::read(&Registry::parse("r.test").expect("a registry"), source, &Arc::new(limits))
     }
 
     async fn sent(login: &Login) -> Option<String> {
@@ -323,13 +323,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("password");
         let source = Credentials::Password { username: "user".to_owned(), password_file: file.clone() };
-        assert!(login(source.clone()).is_err(), "there is no file");
+        assert!(login(&source).is_err(), "there is no file");
         for bad in ["", " \n", "two\nlines"] {
             std::fs::write(&file, bad).expect("written");
-            assert!(login(source.clone()).is_err(), "{bad:?}");
+            assert!(login(&source).is_err(), "{bad:?}");
         }
         std::fs::write(&file, "pass\n").expect("written");
-        let login = login(source).expect("read");
+        let login = login(&source).expect("read");
         let first = login.secret().await.expect("a login");
         assert_eq!(first.basic, "Basic dXNlcjpwYXNz");
         assert!(first.basic.is_sensitive());
@@ -356,9 +356,9 @@ mod tests {
         let write = |text: &str| std::fs::write(&file, text).expect("written");
         write("{");
         let source = Credentials::Docker { config: file.clone() };
-        assert!(login(source.clone()).is_err());
+        assert!(login(&source).is_err());
         write(r#"{"auths":{}}"#);
-        let login = login(source).expect("read");
+        let login = login(&source).expect("read");
         assert_eq!(sent(&login).await, None);
         write(r#"{"auths":{"r.test":{"auth":"dTpw"}}}"#);
         assert_eq!(sent(&login).await.as_deref(), Some("Basic dTpw"));
@@ -376,6 +376,6 @@ mod tests {
         let file = dir.path().join("password");
         std::fs::write(&file, "x".repeat(PASSWORD_BYTES_MAX + 1)).expect("written");
         let source = Credentials::Password { username: "user".to_owned(), password_file: file };
-        assert_eq!(login(source).err().as_deref(), Some("it is too large"));
+        assert_eq!(login(&source).err().as_deref(), Some("it is too large"));
     }
 }

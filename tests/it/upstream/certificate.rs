@@ -86,7 +86,7 @@ async fn scene(pem: &Pem) -> (Registry, Door, Builder) {
     let door = Door::before(&registry).await;
     let builder = Builder::new().endpoint("docker.io", &door.url()).trusting("docker.io").tune(quick);
     write(&builder, pem);
-    let path = |name: &str| format!("{:?}", builder.beside(name));
+    let path = |name: &str| format!("\"{}\"", builder.beside(name).display());
     let (cert, key) = (path("client.crt"), path("client.key"));
     (registry, door, builder.set(TABLE, "client_cert", &cert).set(TABLE, "client_key", &key))
 }
@@ -127,7 +127,7 @@ async fn it_is_read_again_at_sighup_and_a_mistake_leaves_the_old_one() {
         let heard = async || assert_eq!(get(format!("{}/v2/", process.url())).send().await.status, 200);
         within("the end of a reload", async {
             while process.log().matches(reread).count() < times {
-                heard().await
+                heard().await;
             }
         })
         .await;

@@ -23,7 +23,7 @@ async fn scene(password: &str, json: &str) -> (Registry, Builder) {
     }
     let builder = Builder::new().upstream("docker.io", &hub).private_to_anyone("docker.io").set("cache", "tag_ttl", "\"0s\"");
     write(&builder, json);
-    let path = format!("{:?}", builder.beside("config.json"));
+    let path = format!("\"{}\"", builder.beside("config.json").display());
     (hub, builder.set(TABLE, "docker_config", &path))
 }
 
@@ -49,7 +49,13 @@ fn helper(dir: &Path, script: &str) {
 /// The program, with helpers in its PATH.
 async fn spawn(builder: &Builder, dir: &Path) -> Process {
     let path = format!("{}:/usr/bin:/bin", dir.display());
-    builder.clone().traced().spawn_with(|command| drop(command.env("PATH", path))).await
+    builder
+        .clone()
+        .traced()
+        .spawn_with(|command| {
+            let _ = command.env("PATH", path);
+        })
+        .await
 }
 
 async fn status(process: &Process, tag: &str) -> u16 {
@@ -73,7 +79,7 @@ async fn a_login_of_docker_is_used_and_read_again_when_it_changed() {
     process.signal(Signal::HUP);
     within("a word on the mistake", async {
         while said(&process, "docker_config") == 0 {
-            heard(&process).await
+            heard(&process).await;
         }
     })
     .await;
@@ -184,7 +190,7 @@ async fn a_helper_that_hangs_is_ended_and_nothing_is_left_of_it() {
     let is_gone = || fs::read_to_string(&state).map_or(true, |stat| stat.contains(") Z "));
     within("the end of the helper", async {
         while !is_gone() {
-            heard(&process).await
+            heard(&process).await;
         }
     })
     .await;

@@ -65,7 +65,7 @@ async fn everything_of_an_upstream_goes_through_its_proxy() {
 }
 
 fn dir(builder: &Builder, name: &str) -> String {
-    format!("{:?}", builder.beside(name))
+    format!("\"{}\"", builder.beside(name).display())
 }
 
 #[tokio::test]
@@ -193,7 +193,13 @@ async fn the_environment_names_the_proxy_and_what_goes_without_one() {
     let with = |variables: &[(&str, &str)]| {
         let variables: Vec<(String, String)> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let builder = builder.clone();
-        async move { builder.spawn_with(|command| drop(command.envs(variables))).await }
+        async move {
+            builder
+                .spawn_with(|command| {
+                    let _ = command.envs(variables);
+                })
+                .await
+        }
     };
     // Each way that leads there is seen by the proxy; without it the name means nothing.
     for (variables, reached) in [
@@ -215,7 +221,11 @@ async fn the_environment_names_the_proxy_and_what_goes_without_one() {
     // This machine itself is never looked for behind a proxy of the environment.
     let before = proxy.asked().len();
     let own = builder.clone().endpoints("docker.io", &[&registry.url()]);
-    let process = own.spawn_with(|command| drop(command.env("ALL_PROXY", &url))).await;
+    let process = own
+        .spawn_with(|command| {
+            let _ = command.env("ALL_PROXY", &url);
+        })
+        .await;
     assert_eq!(get(process.manifest(REPO, "latest")).send().await.status, 200);
     assert_eq!(proxy.asked().len(), before);
 }

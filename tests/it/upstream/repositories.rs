@@ -12,7 +12,7 @@ async fn what_is_denied_is_refused_at_once_also_when_it_is_held() {
     let image = scene.hub.image(other, "latest", Image::layers([1000]).seed(9));
     for (key, list) in [("deny", r#"["library/*"]"#), ("allow", r#"["team/**"]"#)] {
         let builder = scene.mirror.settings().clone();
-        let builder = builder.clone().set("cache", "dir", &format!("{:?}", builder.beside(key)));
+        let builder = builder.clone().set("cache", "dir", &format!("\"{}\"", builder.beside(key).display()));
         let mirror = builder.clone().start();
         pull(&mirror.url(), REPO, "held").await.unwrap();
         mirror.settled().await;
