@@ -39,6 +39,13 @@ pub use sources::{File, Sources};
 use report::Line;
 use section::{Reader, Section};
 
+/// The most connections that may deliver one blob: more is rude to an upstream, and costs memory for what comes out of order.
+pub const PARALLEL_MAX: usize = 16;
+
+/// The least bytes a second that an upstream's blobs may be limited to: 64 of them at once are then still far above what counts
+/// as a connection that only pretends to live.
+pub const BANDWIDTH_MIN: u64 = 128 << 10;
+
 /// The longest `server.drain`: an orchestrator has long since killed a process that takes more to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60 * 60);
 
@@ -212,6 +219,8 @@ fn upstream(registry: &Registry, section: &mut Section, environment: &upstream::
         },
         connections: section.count("connections", upstream::CONNECTIONS, CONNECTIONS_MIN..=CONNECTIONS_MAX),
         endpoints,
+        parallel: section.count("parallel", upstream::PARALLEL, 1..=PARALLEL_MAX),
+        bandwidth: section.optional("bandwidth", values::bandwidth),
     }
 }
 

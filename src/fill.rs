@@ -14,8 +14,8 @@
 //!
 //! Bytes arrive on the runtime's workers; writing and hashing are done on the blocking pool, a batch at a time. While one
 //! batch is written the next one gathers, so batches are as small as the upstream is slow (the first byte goes out at
-//! once) and as large as it is fast. The order within a batch is write, release, hash: readers do not wait for the hash,
-//! the tail does.
+//! once) and as large as it is fast. Within a batch what is written is released, whether it is hashed yet or not: readers do
+//! not wait for the hash, the tail does.
 //!
 //! Knows the cache, and takes any stream of bytes: neither upstreams nor HTTP.
 

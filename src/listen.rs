@@ -20,6 +20,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unsent;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -28,6 +28,7 @@ mod connect;
 mod docker;
 mod endpoint;
 mod error;
+mod flow;
 pub mod headers;
 mod health;
 mod known;
@@ -37,14 +38,17 @@ mod pem;
 pub mod proxy;
 mod redirect;
 mod resolve;
+mod speed;
+mod spot;
 #[cfg(test)]
 mod tests;
 mod token;
 mod tries;
 mod tunnel;
+mod wide;
 mod wire;
 
-pub use answers::{Announced, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
+pub use answers::{Announced, Asked, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
 pub use error::{Error, Flaw, Phase, ProxyFault, Refusal, Why};
@@ -54,6 +58,10 @@ pub use proxy::{Proxy, Via};
 
 /// `connections` where nobody says: more than a crowd of cold pulls needs, and no registry calls it an attack.
 pub const CONNECTIONS: usize = 128;
+pub use wide::{Wide, WideLimits};
+
+/// Connections for one blob, unless the operator says otherwise: as many as a browser opens to a host, less two.
+pub const PARALLEL: usize = 4;
 
 /// The `[upstreams]` table: what may be contacted, and how. The built-in table is merged under the operator's.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +93,10 @@ pub struct Settings {
     pub repositories: Repositories,
     /// The most requests to it at once, at least 2.
     pub connections: usize,
+    /// How many connections may deliver one blob.
+    pub parallel: usize,
+    /// Bytes a second that all blobs together may come with.
+    pub bandwidth: Option<u64>,
 }
 
 /// Two PEM files, read again on SIGHUP.
@@ -126,6 +138,8 @@ impl Settings {
             proxy: Via::default(),
             repositories: Repositories::default(),
             connections: CONNECTIONS,
+            parallel: PARALLEL,
+            bandwidth: None,
         }
     }
 }
@@ -160,7 +174,13 @@ struct Inner {
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
     blobs: Arc<Semaphore>,
+    /// How many permits that has when all are free.
+    blobs_max: usize,
     metadata: Arc<Semaphore>,
+    throttle: Option<Arc<flow::Throttle>>,
+    parallel: usize,
+    habits: wide::Habits,
+    ahead: wide::Ahead,
     /// It answered 405 to the HEAD of a manifest once, and is spared the next.
     headless: AtomicBool,
 }

@@ -146,22 +146,20 @@ impl Section<'_> {
         self.line(key, report::quoted(value), origin);
     }
 
-    /// A number of things, within a range.
-    pub(super) fn count(&mut self, key: &str, default: usize, range: RangeInclusive<usize>) -> usize {
+    /// A count, as a number or as a text (an environment variable has nothing else), within bounds.
+    pub(super) fn count(&mut self, key: &str, default: usize, bounds: RangeInclusive<usize>) -> usize {
         let Some((value, origin)) = self.take(key) else {
             self.line(key, default.to_string(), DEFAULT.to_owned());
             return default;
         };
-        let number = match &value {
-            Value::Num(_, number) => {
-                number.to_u128().or_else(|| number.to_i128()?.try_into().ok()).and_then(|number| number.try_into().ok())
-            }
+        let count = match &value {
+            Value::Num(_, number) => number.to_i128().and_then(|number| usize::try_from(number).ok()),
             Value::String(_, text) => text.parse().ok(),
             _ => None,
         };
-        let wanted = || format!("is not a number from {} to {}", range.start(), range.end());
-        let number = number.filter(|number| range.contains(number)).ok_or_else(wanted);
-        self.keep(key, origin, number.map(|number| (number.to_string(), number))).unwrap_or(default)
+        let count = count.filter(|count| bounds.contains(count));
+        let count = count.ok_or_else(|| format!("is no number from {} to {}", bounds.start(), bounds.end()));
+        self.keep(key, origin, count.map(|count| (count.to_string(), count))).unwrap_or(default)
     }
 
     /// A truth.

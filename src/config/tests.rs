@@ -149,8 +149,8 @@ fn every_bad_value_is_told_with_its_file_and_key() {
             "[upstreams.a]\nproxy = 'ftp://u:hunter2@p'",
             "upstreams.a.proxy: this address is a kind of proxy that millpond does not speak with; write for example http://proxy.lan:3128, socks5://proxy.lan:1080 or socks5h://proxy.lan:1080",
         ),
-        ("[upstreams.a]\nconnections = 1", "upstreams.a.connections: is not a number from 2 to 1024"),
-        ("[upstreams.a]\nconnections = 'many'", "upstreams.a.connections: is not a number from 2 to 1024"),
+        ("[upstreams.a]\nconnections = 1", "upstreams.a.connections: is no number from 2 to 1024"),
+        ("[upstreams.a]\nconnections = 'many'", "upstreams.a.connections: is no number from 2 to 1024"),
         (
             "[upstreams.a]\nallow = ['a', 'docker.io/A']",
             "upstreams.a.allow: item 2: \"docker.io/A\" is not a pattern of repositories, which are of lower case letters, digits, ., _, - and /; write for example library/*, team/** or org/app",

@@ -41,6 +41,16 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Bytes a second of an upstream's blobs: at least as many as let each of 64 connections be heard often enough.
+pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
+    let rate = bytes(text).ok_or_else(|| format!("{text:?} is not a number of bytes a second; write for example 20MB"))?;
+    if rate < super::BANDWIDTH_MIN {
+        Err(format!("{text:?} is too little for anybody to pull through; write at least 128KiB"))
+    } else {
+        Ok(rate)
+    }
+}
+
 /// A size above zero, or a share of the file system.
 pub(super) fn max_size(text: &str) -> Result<MaxSize, String> {
     if let Some(percent) = text.strip_suffix('%') {
@@ -227,6 +237,15 @@ mod tests {
         }
         for text in ["", "4", "never", "4MiB/s", "-1MiB"] {
             assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bandwidth_is_enough_to_pull_with() {
+        assert_eq!(bandwidth("20MB"), Ok(20_000_000));
+        assert_eq!(bandwidth("128KiB"), Ok(128 << 10));
+        for text in ["", "20", "0", "0B", "127KiB", "20Mbit"] {
+            assert!(bandwidth(text).is_err(), "{text}");
         }
     }
 

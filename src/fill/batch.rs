@@ -1,9 +1,12 @@
-//! A batch of bytes on its way: written, released to readers, hashed, in that order, on the blocking pool.
+//! A batch of bytes on its way: written and released to readers, and hashed, on the blocking pool. A large one is hashed while it is
+//! written: readers wait for neither more than they must, and the next batch comes sooner.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use crate::cache::Permit;
 use crate::oci::Hasher;
@@ -14,8 +17,11 @@ const SLICES_MAX: usize = 1_024;
 /// Pieces that may gather: each costs tens of bytes besides its own, and an upstream may send them one byte long.
 const GATHER_PIECES_MAX: usize = 16 << 10;
 
+/// Bytes from which on a batch is worth a second thread: a tenth of a millisecond of hashing, many times what a wake-up costs.
+const APART_MIN: usize = 256 << 10;
+
 /// Bytes in the pieces in which they arrived.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Batch {
     chunks: Vec<Bytes>,
     len: usize,
@@ -50,23 +56,47 @@ impl Batch {
         self.len == 0
     }
 
-    /// Writes to the file at `offset`, or to the window where there is none; releases; hashes. Blocks.
-    pub(super) fn work(self, file: Option<&File>, offset: u64, mut hasher: Hasher, permit: &Permit) -> Work {
-        let written = match file.map(|file| write_vectored_at(file, &self.chunks, offset)) {
-            Some(Ok(())) => {
-                permit.writer().arrived(offset + self.len as u64);
-                Ok(())
-            }
-            Some(Err(error)) => Err(error),
-            None => {
-                self.push_all(permit);
-                permit.writer().arrived(offset + self.len as u64);
-                Ok(())
-            }
-        };
+    /// Writes to the file at `offset`, or to the window where there is none; releases; hashes. Done when all of that is.
+    pub(super) fn start(self, file: Option<Arc<File>>, offset: u64, hasher: Hasher, permit: Arc<Permit>) -> JoinHandle<Work> {
+        if file.is_none() || self.len < APART_MIN {
+            return spawn_blocking(move || {
+                let written = self.write(file.as_deref(), offset, &permit);
+                let hasher = self.hash(hasher);
+                self.done(hasher, written)
+            });
+        }
+        // Neither waits for the other on a thread of the pool: however few there are, both get on.
+        tokio::spawn(async move {
+            let copy = self.clone();
+            let hashing = spawn_blocking(move || copy.hash(hasher));
+            let writing = spawn_blocking(move || {
+                let written = self.write(file.as_deref(), offset, &permit);
+                (self, written)
+            });
+            let (batch, written) = joined(writing).await;
+            batch.done(joined(hashing).await, written)
+        })
+    }
+
+    /// Writes and releases. Blocks.
+    fn write(&self, file: Option<&File>, offset: u64, permit: &Permit) -> io::Result<()> {
+        match file {
+            Some(file) => write_vectored_at(file, &self.chunks, offset)?,
+            None => self.push_all(permit),
+        }
+        permit.writer().arrived(offset + self.len as u64);
+        Ok(())
+    }
+
+    /// Blocks.
+    fn hash(&self, mut hasher: Hasher) -> Hasher {
         for chunk in &self.chunks {
             hasher.update(chunk);
         }
+        hasher
+    }
+
+    fn done(self, hasher: Hasher, written: io::Result<()>) -> Work {
         let written = match written {
             Ok(()) => Written::Done(self.len as u64),
             Err(error) => Written::Refused { batch: self, error },
@@ -84,6 +114,16 @@ impl Batch {
         for chunk in &self.chunks {
             permit.writer().push(chunk.clone());
         }
+    }
+}
+
+/// The outcome of a piece of work; never, where the runtime ends before it.
+pub(super) async fn joined<T>(work: impl Future<Output = Result<T, JoinError>>) -> T {
+    match work.await {
+        Ok(done) => done,
+        // A panic in there is a fault of ours: the fill ends with it, and its permit tells the readers.
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => std::future::pending().await,
     }
 }
 

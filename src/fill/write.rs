@@ -3,7 +3,7 @@
 
 use tokio::task::JoinHandle;
 
-use super::batch::{Work, Written};
+use super::batch::{Work, Written, joined};
 use super::{Fill, Source, Store};
 use crate::cache::Failure;
 
@@ -29,7 +29,7 @@ impl<S: Source> Fill<S> {
             Store::Window(_) | Store::Unopened => None,
         };
         let (permit, offset) = (self.permit.clone(), self.done);
-        self.work = Some(tokio::task::spawn_blocking(move || batch.work(target.as_deref(), offset, hasher, &permit)));
+        self.work = Some(batch.start(target, offset, hasher, permit));
         Ok(())
     }
 
@@ -78,12 +78,7 @@ impl<S: Source> Fill<S> {
 /// Waits for the batch that is being written; for ever when there is none.
 pub(super) async fn wait_for(work: &mut Option<JoinHandle<Work>>) -> Work {
     let Some(handle) = work else { return std::future::pending().await };
-    let done = handle.await;
+    let done = joined(handle).await;
     *work = None;
-    match done {
-        Ok(done) => done,
-        // A panic in there is a fault of ours: the fill ends with it, and its permit tells the readers.
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => std::future::pending().await,
-    }
+    done
 }

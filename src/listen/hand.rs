@@ -34,8 +34,9 @@ pub(super) const AMPLE: u64 = 6 << 20;
 /// Bytes in hand beyond which everybody saves, however quick: with a thousand connections it leaves the process below 100 MB.
 pub(super) const MOST: u64 = 32 << 20;
 
-/// Bytes that a client takes without a [`PAUSE`] when it is quick. More than the buffers of both kernels usually hold: they take as quickly for a client that reads nothing.
-const QUICK: u64 = 8 << 20;
+/// Bytes that a client takes without a [`PAUSE`] when it is quick. More than both kernels hold for a client that reads nothing: theirs are
+/// taken as quickly. Ours takes what `unsent` says.
+const QUICK: u64 = 1 << 20;
 
 /// Between two pieces. Longer, and the client waits less for the server than the server for it.
 const PAUSE: Duration = Duration::from_millis(100);

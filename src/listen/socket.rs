@@ -8,6 +8,8 @@ use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::unsent;
+
 /// Connections the kernel completes while the process is busy or all seats are taken: a cluster that starts at once. The kernel caps it by `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
 
@@ -47,6 +49,9 @@ pub(super) fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Bind
         sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
         sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
         sockopt::set_tcp_user_timeout(&socket, USER_TIMEOUT_MS)?;
+        if let Err(error) = unsent::limit(&socket) {
+            tracing::warn!(%error, "the kernel cannot bound what waits unsent in a socket: many clients that do not read take much of its memory");
+        }
         socket.bind(addr)?;
         let listener = socket.listen(BACKLOG)?;
         let bound = listener.local_addr()?;
@@ -93,6 +98,19 @@ mod tests {
         assert_eq!(sockopt::tcp_keepcnt(&socket).unwrap(), KEEPALIVE_PROBES);
         assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), USER_TIMEOUT_MS);
         assert!(sockopt::socket_keepalive(&socket).unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_kernel_takes_little_for_a_client_that_does_not_read() {
+        let (listener, addr) = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let _client = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        socket.writable().await.unwrap();
+        let (mut taken, piece) = (0, vec![7; 64 << 10]);
+        while let Ok(bytes) = socket.try_write(&piece) {
+            taken += bytes;
+        }
+        assert!(taken <= 1 << 20, "{taken} bytes");
     }
 
     #[tokio::test]

@@ -1,11 +1,6 @@
 //! A blob: held, arriving, or to be fetched; and only for a repository that shows it.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
-
-use bytes::Bytes;
-use http_body::{Body, Frame};
 
 use super::custody::{Custody, Standing};
 use super::private::What;
@@ -14,7 +9,7 @@ use crate::cache::{Failure, Found, Growing, Joined, Permit};
 use crate::fill::{self, Blame, Opened, Source};
 use crate::observe::{Kind, Outcome};
 use crate::oci::{Digest, Repository};
-use crate::upstream::{self, BlobBody, Flaw, Upstream};
+use crate::upstream::{self, Asked, BlobBody, Flaw, Upstream};
 
 /// How often a client that joined a transfer which then failed tries again: by joining the next, or by being it.
 const TURNS: usize = 3;
@@ -193,7 +188,7 @@ struct UpstreamBlob {
     /// What the repository's manifests say.
     expected: Option<u64>,
     /// The endpoints whose bytes are in what came until now, the last one last.
-    asked: Vec<usize>,
+    asked: Asked,
     /// Those that sent something else.
     wrong: Vec<usize>,
     /// The one that did not get on, last time.
@@ -207,10 +202,10 @@ impl Source for UpstreamBlob {
 
     fn blame(&mut self, blame: Blame) -> bool {
         match blame {
-            Blame::Stuck => self.stuck = self.asked.last().copied(),
+            Blame::Stuck => self.stuck = self.asked.last(),
             Blame::Wrong => {
                 // Whichever of those that had a part in it: the hash does not say.
-                self.wrong.append(&mut self.asked);
+                self.wrong.append(&mut self.asked.take());
                 self.wrong.sort_unstable();
                 self.wrong.dedup();
                 self.pull.0.memory.wrong.put((self.repository.registry.clone(), self.digest), self.wrong.clone());
@@ -229,10 +224,11 @@ impl Source for UpstreamBlob {
                 if offset == 0 {
                     self.asked.clear();
                 }
-                self.asked.retain(|&endpoint| endpoint != body.endpoint);
-                self.asked.push(body.endpoint);
+                self.asked.add(body.endpoint);
                 self.note_begun(custody).await?;
-                return Ok(Opened { size: body.size, start: body.start, body: Box::pin(Arriving(body)) });
+                let (size, start) = (body.size, body.start);
+                let body = self.upstream.wide(&self.repository.name, &self.digest, body, self.asked.clone());
+                return Ok(Opened { size, start, body: Box::pin(body) });
             }
             Err(error) => error,
         };
@@ -258,7 +254,7 @@ impl UpstreamBlob {
         let expected = pull.0.cache.named_size(&repository, &digest).await;
         let wrong = pull.0.memory.wrong.get(&(repository.registry.clone(), digest)).unwrap_or_default();
         let (pull, upstream) = (pull.clone(), upstream.clone());
-        Self { pull, upstream, repository, digest, growing, custody: None, expected, asked: Vec::new(), wrong, stuck: None }
+        Self { pull, upstream, repository, digest, growing, custody: None, expected, asked: Asked::default(), wrong, stuck: None }
     }
 
     async fn asked_custody(&self) -> Custody {
@@ -292,18 +288,6 @@ impl UpstreamBlob {
             }
             answer => answer,
         }
-    }
-}
-
-/// An upstream's body; it holds its place among the upstream's connections until it is dropped.
-struct Arriving(BlobBody);
-
-impl Body for Arriving {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.0.body).poll_frame(context).map_err(Into::into)
     }
 }
 

@@ -187,7 +187,7 @@ impl Pull {
         let absent = super::blob::blob_key(&digest);
         let body = self.judged(&repository, Kind::Blob, body).inspect_err(|error| self.note_absent(&repository, &absent, error))?;
         let size = self.0.cache.blob_size(&digest, None).await.unwrap_or(u64::MAX);
-        let (mut hasher, mut received, mut body) = (digest.hasher(), 0, body.body);
+        let (mut hasher, mut received, mut body) = (digest.hasher(), 0, body);
         loop {
             let frame = tokio::time::timeout(self.0.fills.limits.silence, body.frame()).await.map_err(|_| Error::Timeout)?;
             let Some(frame) = frame else { break };

@@ -1,11 +1,14 @@
 //! The questions that may be asked, and what a good answer to each is made of.
 
 use std::future::ready;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body::{Body, Frame};
 use hyper::Method;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
 use hyper::http::response::Parts;
 use serde::Deserialize;
@@ -15,7 +18,9 @@ use super::Upstream;
 use super::ask::{Answer, Ask, Identity};
 use super::budget::Deadline;
 use super::error::{Error, Flaw, Why};
+use super::flow::Flow;
 use super::headers::{self, ContentRange};
+use super::spot::{self, Spot};
 use super::wire::read_whole;
 use crate::observe::Kind;
 use crate::oci::{Digest, MANIFEST_BYTES_MAX, MediaType, Name, Reference, Tag};
@@ -51,21 +56,52 @@ pub struct Fetched {
     pub digest: Option<Digest>,
 }
 
-/// A blob under way. The caller reads the body, watches over its idle time, and verifies it.
+/// A blob under way. The caller reads it as a body, watches over its idle time, and verifies it. It ends without an error
+/// only where the upstream's framing says that it is whole.
 #[derive(Debug)]
 pub struct BlobBody {
     /// The size of the whole blob in bytes, where the upstream says it.
     pub size: Option<u64>,
     /// The offset at which the body begins: the one that was asked for, or 0 where the upstream ignores ranges.
     pub start: u64,
-    /// The bytes. It ends without an error only where the upstream's framing says that it is whole.
-    pub body: Incoming,
-    /// The host that sends it, for the log.
-    pub host: String,
+    pub(super) body: Flow,
     /// The endpoint that it was asked of, by its place in the list.
     pub endpoint: usize,
-    // One of the connections that an upstream is granted: free again when the body is dropped.
-    _permit: OwnedSemaphorePermit,
+    /// Where more of it is.
+    pub(super) spot: Spot,
+}
+
+/// The endpoints whose bytes are in a blob, the last one last. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Asked(Arc<Mutex<Vec<usize>>>);
+
+impl Asked {
+    /// One more has a part in it.
+    pub fn add(&self, endpoint: usize) {
+        let mut asked = self.lock();
+        asked.retain(|&other| other != endpoint);
+        asked.push(endpoint);
+    }
+
+    /// The one that was asked last.
+    pub fn last(&self) -> Option<usize> {
+        self.lock().last().copied()
+    }
+
+    /// All of them; none are left.
+    pub fn take(&self) -> Vec<usize> {
+        std::mem::take(&mut self.lock())
+    }
+
+    /// Nothing of what they sent counts any more.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    // std: held for a few instructions, never across an await.
+    fn lock(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A page of tags.
@@ -109,6 +145,15 @@ pub enum Sight {
     /// It is said not to exist, or something else is shown in its place. That proves nothing of the repository: perhaps it
     /// does not exist.
     Absent,
+}
+
+impl Body for BlobBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
 }
 
 impl Upstream {
@@ -228,9 +273,34 @@ impl Upstream {
     async fn blob_as(&self, name: &Name, digest: &Digest, offset: u64, identity: Identity, avoided: &[usize]) -> Result<BlobBody, Error> {
         let deadline = Deadline::after(self.0.wire.limits.call);
         let permit = self.permit(&self.0.blobs, deadline).await?;
-        let ask = Ask { kind: Kind::Blob, offset, accept: "*/*", avoided, ..Ask::get(name, format!("blobs/{digest}"), identity) };
+        let ask = Ask { offset, ..Ask::blob(name, digest, identity, avoided) };
         let (answer, size, start) = self.ask(&ask, deadline, |answer| ready(begun(answer, offset))).await?;
-        Ok(BlobBody { size, start, body: answer.body, host: answer.host, endpoint: answer.endpoint, _permit: permit })
+        Ok(self.body(answer, size, start, permit))
+    }
+
+    /// The bytes `first..=last` of a blob, of any endpoint, these last. An upstream that answers with the whole is
+    /// [`Flaw::Range`].
+    pub(super) async fn blob_part(
+        &self,
+        (name, digest): (&Name, &Digest),
+        (first, last): (u64, u64),
+        avoided: &[usize],
+        permit: OwnedSemaphorePermit,
+    ) -> Result<BlobBody, Error> {
+        let deadline = Deadline::after(self.0.wire.limits.call);
+        let ask = Ask { offset: first, last: Some(last), ..Ask::blob(name, digest, Identity::Own, avoided) };
+        let finish = |answer: Answer| {
+            let flaw = || Error::BadAnswer { host: answer.host.clone(), flaw: Flaw::Range };
+            let range = spot::part_of(answer.head.status, &answer.head.headers, (first, last)).ok_or_else(flaw);
+            ready(range.map(|range| (answer, range.total)))
+        };
+        let (answer, total) = self.ask(&ask, deadline, finish).await?;
+        Ok(self.body(answer, total, first, permit))
+    }
+
+    fn body(&self, answer: Answer, size: Option<u64>, start: u64, permit: OwnedSemaphorePermit) -> BlobBody {
+        let body = Flow::new(answer.body, self.0.throttle.clone(), permit);
+        BlobBody { size, start, body, endpoint: answer.endpoint, spot: answer.spot }
     }
 
     async fn size_of(&self, name: &Name, digest: &Digest, identity: Identity) -> Result<Option<u64>, Error> {
@@ -266,7 +336,11 @@ impl Upstream {
 impl<'a> Ask<'a> {
     fn get(name: &'a Name, what: String, identity: Identity) -> Self {
         let (method, kind, accept) = (Method::GET, Kind::Manifest, ACCEPT_MANIFEST);
-        Self { method, kind, name, what, query: None, accept, offset: 0, identity, avoided: &[] }
+        Self { method, kind, name, what, query: None, accept, offset: 0, last: None, identity, avoided: &[] }
+    }
+
+    fn blob(name: &'a Name, digest: &Digest, identity: Identity, avoided: &'a [usize]) -> Self {
+        Self { kind: Kind::Blob, accept: "*/*", avoided, ..Self::get(name, format!("blobs/{digest}"), identity) }
     }
 
     fn manifest(name: &'a Name, reference: &Reference, identity: Identity) -> Self {

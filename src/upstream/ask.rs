@@ -25,6 +25,7 @@ use super::headers;
 use super::health::Pass;
 use super::login::Secret;
 use super::redirect::{Chain, host_of, is_redirect};
+use super::spot::Spot;
 use super::tries::{Tries, Turn};
 use super::wire::{Outgoing, settle};
 use super::{Inner, Upstream};
@@ -50,6 +51,8 @@ pub(super) struct Ask<'a> {
     pub(super) query: Option<String>,
     pub(super) accept: &'static str,
     pub(super) offset: u64,
+    /// The last byte that is wanted, where that is not the end.
+    pub(super) last: Option<u64>,
     pub(super) identity: Identity,
     /// Endpoints, by number, that are asked last.
     pub(super) avoided: &'a [usize],
@@ -63,6 +66,8 @@ pub(super) struct Answer {
     pub(super) host: String,
     /// The endpoint that was asked, by its place in the operator's list.
     pub(super) endpoint: usize,
+    /// Where more of the same is.
+    pub(super) spot: Spot,
 }
 
 /// What the registry itself answered, and with what it was asked.
@@ -135,15 +140,18 @@ impl Upstream {
         let is_private = peer.or_else(named).is_some_and(|ip| !(self.0.wire.limits.is_public)(ip));
         let named_reach = if is_private { Reach::Anywhere } else { Reach::Public };
         let mut chain = Chain::new(url, self.0.wire.limits.redirects, ask.kind == Kind::Blob);
+        let mut spot =
+            Spot { url: chain.url().clone(), reach: Reach::Anywhere, from: endpoint.host.clone(), authorization: authorization.clone() };
         while is_redirect(response.status()) {
             let from = host_of(chain.url());
             chain.follow(response.headers())?;
             settle(response).await;
             let reach = if self.0.is_configured(chain.url()) { Reach::Anywhere } else { named_reach };
-            let authorization = authorization.as_ref().filter(|_| chain.is_at_origin());
-            response = self.at_target(&chain, reach, &from, authorization, ask, deadline).await?;
+            let authorization = authorization.clone().filter(|_| chain.is_at_origin());
+            spot = Spot { url: chain.url().clone(), reach, from, authorization };
+            response = self.at_target(&chain, &mut spot, ask, deadline).await?;
         }
-        self.judge(endpoint, ask, &chain, authenticated, response).await
+        self.judge(endpoint, ask, &chain, authenticated, response, spot).await
     }
 
     /// Asks the endpoint itself, with a token where it is known to want one; a 401 is answered once.
@@ -162,6 +170,7 @@ impl Upstream {
             accept: ask.accept,
             authorization: None,
             offset: ask.offset,
+            last: ask.last,
             kind: ask.kind,
             reach: Reach::Anywhere,
             from: &endpoint.host,
@@ -235,18 +244,11 @@ impl Upstream {
 
     /// Asks where a redirect leads. A 401 there may be another registry's (registry.k8s.io sends to pkg.dev): it gets an
     /// anonymous token from its own host, and never what belongs to the first.
-    async fn at_target(
-        &self,
-        chain: &Chain,
-        reach: Reach,
-        from: &str,
-        authorization: Option<&HeaderValue>,
-        ask: &Ask<'_>,
-        deadline: Deadline,
-    ) -> Result<Response<Incoming>, Error> {
-        let url = chain.url();
-        let mut out =
-            Outgoing { method: &ask.method, url, accept: ask.accept, authorization, offset: ask.offset, kind: ask.kind, reach, from };
+    async fn at_target(&self, chain: &Chain, spot: &mut Spot, ask: &Ask<'_>, deadline: Deadline) -> Result<Response<Incoming>, Error> {
+        let (url, reach, from) = (chain.url(), spot.reach, spot.from.as_str());
+        let authorization = spot.authorization.as_ref();
+        let Ask { ref method, accept, offset, last, kind, .. } = *ask;
+        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from };
         let response = self.0.wire.send(&out, deadline).await?;
         if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
             return Ok(response);
@@ -259,7 +261,9 @@ impl Upstream {
         let wanted = Wanted { service, scope: pull_scope(&name), secret: None, reach, foreign: true };
         let granted = self.0.token(&wanted, deadline).await?;
         out.authorization = Some(&granted.header);
-        self.0.wire.send(&out, deadline).await
+        let response = self.0.wire.send(&out, deadline).await?;
+        spot.authorization = Some(granted.header);
+        Ok(response)
     }
 
     /// What the status says.
@@ -270,14 +274,15 @@ impl Upstream {
         chain: &Chain,
         authenticated: bool,
         response: Response<Incoming>,
+        spot: Spot,
     ) -> Result<Answer, Error> {
         let host = host_of(chain.url());
         let (status, headers) = (response.status().as_u16(), response.headers());
         let storage = ask.kind == Kind::Blob && !chain.is_at_origin();
         let error = match status {
             200 | 206 if headers::is_encoded(headers) => Error::BadAnswer { host, flaw: Flaw::Encoded },
-            200 => return Ok(Answer::new(response, host)),
-            206 if ask.offset > 0 => return Ok(Answer::new(response, host)),
+            200 => return Ok(Answer::new(response, host, spot)),
+            206 if ask.offset > 0 => return Ok(Answer::new(response, host, spot)),
             429 => endpoint.health.limited(ask.kind, headers::retry_after(headers)),
             400 | 401 | 403 | 410 if storage => Error::Unavailable { host, why: Why::Storage(status) },
             // A page for people comes from something that stands before the registry, and says nothing of its contents.
@@ -307,9 +312,9 @@ struct Used {
 }
 
 impl Answer {
-    fn new(response: Response<Incoming>, host: String) -> Self {
+    fn new(response: Response<Incoming>, host: String, spot: Spot) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, body, host, endpoint: 0 }
+        Self { head, body, host, endpoint: 0, spot }
     }
 }
 

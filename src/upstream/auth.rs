@@ -279,6 +279,7 @@ impl Inner {
             accept: "application/json",
             authorization: wanted.secret.as_ref().map(|secret| &secret.basic),
             offset: 0,
+            last: None,
             kind: Kind::Token,
             reach: wanted.reach,
             from: &host,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::is_public;
+use super::wide::WideLimits;
 
 /// The limits on requests to upstreams. The defaults are meant to be right everywhere; tests shorten them.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub struct Limits {
     pub idle: Duration,
     /// Idle connections kept for one host.
     pub idle_connections: usize,
+    /// When a blob is asked for over several connections.
+    pub wide: WideLimits,
     /// Which addresses a registry of the public internet may redirect to. Tests call a part of the loopback public.
     pub is_public: fn(IpAddr) -> bool,
 }
@@ -91,6 +94,7 @@ impl Default for Limits {
             tokens: 4,
             idle: Duration::from_secs(60),
             idle_connections: 16,
+            wide: WideLimits::default(),
             is_public,
         }
     }

@@ -16,11 +16,13 @@ use super::auth::{Auth, AuthHost};
 use super::budget::Limits;
 use super::connect::Clients;
 use super::endpoint::Endpoint;
+use super::flow::Throttle;
 use super::login::Login;
 use super::pem::{Identity, Unusable, certificates};
 use super::proxy::{Environment, Router, Via};
 use super::redirect::host_of;
 use super::resolve::Names;
+use super::wide::{Ahead, Habits};
 use super::wire::Wire;
 use super::{Config, Inner, Settings, Upstream, Upstreams, canonical};
 use crate::observe::Metrics;
@@ -99,11 +101,13 @@ impl Upstreams {
 
     /// The same with other limits, for tests.
     pub fn build_with(config: &Config, metrics: Metrics, limits: Limits) -> Result<Self, BuildError> {
+        let ahead = Ahead::new(&limits.wide);
         let mut builder = Builder {
             limits: Arc::new(limits),
             environment: Arc::new(config.environment.clone()),
             names: Names::default(),
             metrics,
+            ahead,
             plain: None,
             mistakes: Vec::new(),
         };
@@ -144,6 +148,7 @@ struct Builder {
     environment: Arc<Environment>,
     names: Names,
     metrics: Metrics,
+    ahead: Ahead,
     /// The pools of the upstreams that have nothing of their own: they share them, since loading roots takes time.
     plain: Option<Clients>,
     mistakes: Vec<Mistake>,
@@ -184,7 +189,12 @@ impl Builder {
             auth: Auth::new(Arc::clone(&wire)),
             auth_hosts,
             blobs: Arc::new(Semaphore::new(blobs)),
+            blobs_max: blobs,
             metadata: Arc::new(Semaphore::new(metadata)),
+            throttle: settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate))),
+            parallel: settings.parallel,
+            habits: Habits::default(),
+            ahead: self.ahead.clone(),
             headless: AtomicBool::new(false),
             wire,
         })

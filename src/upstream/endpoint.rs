@@ -11,6 +11,7 @@ use super::error::{Error, Why, is_passing};
 use super::headers;
 use super::health::{Health, Pass};
 use super::redirect::host_of;
+use super::speed::Speed;
 use super::wire::Wire;
 
 /// A place where an upstream's content can be asked for.
@@ -22,6 +23,7 @@ pub(super) struct Endpoint {
     /// What the metric and the log call it.
     pub(super) label: String,
     pub(super) health: Health,
+    pub(super) speed: Speed,
     // std: held for a clone, never across an await.
     scheme: Mutex<Option<Scheme>>,
 }
@@ -40,7 +42,7 @@ impl Endpoint {
         let host = host_of(base);
         let label = base.as_str().trim_end_matches('/').to_owned();
         let health = Health::new(&wire.upstream, host.clone(), label.clone(), &wire.metrics, &wire.limits);
-        Self { base: base.clone(), host, label, health, scheme: Mutex::default() }
+        Self { base: base.clone(), host, label, health, speed: Speed::default(), scheme: Mutex::default() }
     }
 
     /// The URL of `/v2/<path>` there.

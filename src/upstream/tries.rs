@@ -1,7 +1,7 @@
 //! Whose turn is it? The order in which the endpoints of an upstream are asked for one thing.
 //!
 //! Owns [`Tries`], the state of one call. Each endpoint that is well is asked once, in the operator's order, those that
-//! failed a moment ago last; then, after a pause, those are asked again that failed in a way that may pass at once.
+//! failed a moment ago last, and for blobs those that are slow after those that are fast; then, after a pause, those are asked again that failed in a way that may pass at once.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::budget::{Deadline, Limits};
 use super::endpoint::Endpoint;
 use super::error::{Error, Why};
 use super::health::Pass;
+use super::speed::is_slow;
 use crate::observe::Kind;
 use crate::oci::Registry;
 
@@ -51,7 +52,12 @@ impl<'a> Tries<'a> {
         let candidate = |(number, endpoint)| Candidate { number, endpoint, error: None, again: false };
         let mut candidates: Vec<_> = endpoints.iter().enumerate().map(candidate).collect();
         if candidates.len() > 1 {
-            candidates.sort_by_key(|candidate| (avoided.contains(&candidate.number), candidate.endpoint.health.is_suspect()));
+            let best = endpoints.iter().filter_map(|endpoint| endpoint.speed.get()).max();
+            let is_slow = |endpoint: &Endpoint| kind == Kind::Blob && is_slow(endpoint.speed.get(), best, limits.wide.enough);
+            candidates.sort_by_cached_key(|candidate| {
+                let endpoint = candidate.endpoint;
+                (avoided.contains(&candidate.number), endpoint.health.is_suspect(), is_slow(endpoint))
+            });
         }
         Self { candidates, limits, kind, deadline, cursor: 0, made: 0, pauses: 0 }
     }

@@ -47,6 +47,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) authorization: Option<&'a HeaderValue>,
     /// The first byte that is wanted.
     pub(super) offset: u64,
+    /// The last one, where that is not the end.
+    pub(super) last: Option<u64>,
     pub(super) kind: Kind,
     pub(super) reach: Reach,
     /// The host that named this URL.
@@ -68,8 +70,9 @@ impl Outgoing<'_> {
         if let Some(authorization) = self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        if self.offset > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={}-", self.offset)).expect("digits");
+        if self.offset > 0 || self.last.is_some() {
+            let last = self.last.map_or_else(String::new, |last| last.to_string());
+            let range = HeaderValue::from_str(&format!("bytes={}-{last}", self.offset)).expect("digits");
             headers.insert(RANGE, range);
         }
         Ok(request)

@@ -11,6 +11,7 @@ mod outage; // down, refused, 5xx, hanging, bad certificates; one of several end
 mod reach; // names, handshakes and ways that lead nowhere, or back here
 mod target; // realms and redirects that lead where nobody should go
 mod token; // challenges and token services that fail
+mod wide; // several connections for a blob that comes slowly
 
 use crate::support::registry::{Blob, Fault};
 use crate::support::scene::Scene;

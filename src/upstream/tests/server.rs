@@ -201,7 +201,7 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(endpoints: &[&Server]) -> Self {
-        let settings = Settings::of(endpoints.iter().map(|server| server.url()).collect());
+        let settings = Settings { parallel: 1, ..Settings::of(endpoints.iter().map(|server| server.url()).collect()) };
         let limits = Limits { pause: Duration::from_millis(1), ..Limits::default() };
         Self { limits, metrics: Metrics::new(), settings, dir: tempfile::tempdir().expect("a folder") }
     }

@@ -1,3 +1,6 @@
+use std::io;
+use std::net::SocketAddr;
+
 use super::{MEMORY_BUDGET, MEMORY_BUDGET_TLS, Pond, crowd, path};
 use crate::support::MIB;
 use crate::support::frames::{Wire, get, kind};
@@ -25,16 +28,38 @@ fn request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: kit\r\n\r\n")
 }
 
+/// So many clients, each of which connects in this way and has asked when the next one comes.
+async fn gather<F: Future<Output = io::Result<Wire>>>(clients: usize, connect: impl Fn() -> F) -> Vec<Wire> {
+    let mut wires = Vec::new();
+    for _ in 0..clients {
+        wires.push(Box::pin(connect()).await.unwrap());
+    }
+    wires
+}
+
+/// A client on HTTP/1 that asks on this connection and reads the head of its answer.
+async fn asked(connecting: impl Future<Output = io::Result<Wire>>, request: &str, status: &str) -> io::Result<Wire> {
+    let mut wire = connecting.await?;
+    wire.send(request).await?;
+    assert_eq!(wire.head().await?, format!("HTTP/1.1 {status}"));
+    Ok(wire)
+}
+
+/// A client on HTTP/2 that asks on so many streams, each with room for so many bytes, and reads the first head of an answer.
+async fn asked_http2(address: SocketAddr, path: &str, streams: u32, window: u32) -> io::Result<Wire> {
+    let mut wire = Wire::http2(address, ROOM, window).await?;
+    for stream in 0..streams {
+        wire.send(get(stream * 2 + 1, path)).await?;
+    }
+    wire.frame_of(kind::HEADERS).await?;
+    Ok(wire)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_hot_blob() {
     let pond = Pond::plain().await;
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::plain(pond.program.address(), ROOM).await.unwrap();
-        wire.send(request(&path(&pond.large))).await.unwrap();
-        assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 200 OK");
-        wires.push(wire);
-    }
+    let (address, request) = (pond.program.address(), request(&path(&pond.large)));
+    let wires = gather(crowd(), || asked(Wire::plain(address, ROOM), &request, "200 OK")).await;
     costs_little(pond, "no reading, hot", wires, 0).await;
 }
 
@@ -45,13 +70,8 @@ async fn of_a_cold_blob() {
     pond.hub.blob(super::REPO, &cold);
     let gate = Gate::closed();
     pond.hub.on(pond.hub.body_of(&cold.digest), Fault::stall(8 * MIB, &gate));
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::plain(pond.program.address(), ROOM).await.unwrap();
-        wire.send(request(&path(&cold))).await.unwrap();
-        assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 200 OK");
-        wires.push(wire);
-    }
+    let (address, request) = (pond.program.address(), request(&path(&cold)));
+    let wires = gather(crowd(), || asked(Wire::plain(address, ROOM), &request, "200 OK")).await;
     gate.open();
     Box::pin(pond.program.settled()).await;
     // A crowd that takes long to gather may be longer than the patience with a silent upstream: then the rest is asked for, and no byte twice.
@@ -62,26 +82,16 @@ async fn of_a_cold_blob() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_tls() {
     let pond = Pond::tls().await;
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::secure(pond.program.address(), ROOM, "http/1.1").await.unwrap();
-        wire.send(request(&path(&pond.large))).await.unwrap();
-        assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 200 OK");
-        wires.push(wire);
-    }
+    let (address, request) = (pond.program.address(), request(&path(&pond.large)));
+    let wires = gather(crowd(), || asked(Wire::secure(address, ROOM, "http/1.1"), &request, "200 OK")).await;
     costs_little(pond, "no reading, TLS", wires, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_http2() {
     let pond = Pond::tls().await;
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::http2(pond.program.address(), ROOM, 1 << 20).await.unwrap();
-        wire.send(get(1, &path(&pond.large))).await.unwrap();
-        wire.frame_of(kind::HEADERS).await.unwrap();
-        wires.push(wire);
-    }
+    let (address, path) = (pond.program.address(), path(&pond.large));
+    let wires = gather(crowd(), || asked_http2(address, &path, 1, 1 << 20)).await;
     costs_little(pond, "no reading, HTTP/2", wires, 0).await;
 }
 
@@ -90,15 +100,8 @@ async fn over_http2() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_http2_with_a_hundred_streams_each() {
     let pond = Pond::tls().await;
-    let mut wires = Vec::new();
-    for _ in 0..crowd().div_ceil(10) {
-        let mut wire = Wire::http2(pond.program.address(), 64 << 10, 1).await.unwrap();
-        for stream in 0..100 {
-            wire.send(get(stream * 2 + 1, &path(&pond.large))).await.unwrap();
-        }
-        wire.frame_of(kind::HEADERS).await.unwrap();
-        wires.push(wire);
-    }
+    let (address, path) = (pond.program.address(), path(&pond.large));
+    let wires = gather(crowd().div_ceil(10), || asked_http2(address, &path, 100, 1)).await;
     costs_little(pond, "window of 1 on 100 streams, HTTP/2", wires, 0).await;
 }
 
@@ -108,13 +111,8 @@ async fn of_a_thousand_ranges_each() {
     let pond = Pond::plain().await;
     let ranges: Vec<String> = (0..1000).map(|n| format!("{}-{}", n * 16_000, n * 16_000 + 15_000)).collect();
     let request = format!("GET {} HTTP/1.1\r\nHost: kit\r\nRange: bytes={}\r\n\r\n", path(&pond.large), ranges.join(","));
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::plain(pond.program.address(), ROOM).await.unwrap();
-        wire.send(&request).await.unwrap();
-        assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 206 Partial Content");
-        wires.push(wire);
-    }
+    let address = pond.program.address();
+    let wires = gather(crowd(), || asked(Wire::plain(address, ROOM), &request, "206 Partial Content")).await;
     costs_little(pond, "no reading, a thousand ranges", wires, 0).await;
 }
 
@@ -122,13 +120,8 @@ async fn of_a_thousand_ranges_each() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_take_a_byte_at_a_time() {
     let pond = Pond::plain().await;
-    let mut wires = Vec::new();
-    for _ in 0..crowd() {
-        let mut wire = Wire::plain(pond.program.address(), ROOM).await.unwrap();
-        wire.send(request(&path(&pond.large))).await.unwrap();
-        assert_eq!(wire.head().await.unwrap(), "HTTP/1.1 200 OK");
-        wires.push(wire);
-    }
+    let (address, request) = (pond.program.address(), request(&path(&pond.large)));
+    let mut wires = gather(crowd(), || asked(Wire::plain(address, ROOM), &request, "200 OK")).await;
     for _ in 0..20 {
         for wire in &mut wires {
             wire.take(1).await.unwrap();
