@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use millpond::cache::audit;
 use millpond::config::{Config, Loaded, Mistakes, Sources, load};
+use millpond::observe::Metrics;
 use millpond::serve::Server;
+use millpond::upstream::Upstreams;
 
 /// How millpond ends: `sysexits.h`, which service managers know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,10 @@ pub(crate) fn configure(serve: Serve) -> Result<Config, Exit> {
 pub(crate) fn check(check: Check) -> Exit {
     match load_chosen(check.chosen, None) {
         Ok(loaded) => {
+            // What stands in the files that are named is a part of what is configured.
+            if let Err(mistakes) = Upstreams::build(&loaded.config.upstreams, Metrics::new()) {
+                return complain(&format_args!("{mistakes}\n"));
+            }
             // A reader that has seen enough (`| head`) is no reason to fail.
             let _ = io::stdout().write_all(loaded.effective().as_bytes());
             Exit::Clean

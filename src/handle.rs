@@ -38,13 +38,13 @@ impl Handler {
         Self { access, upstreams, pull, metrics }
     }
 
-    /// Reads the password files again; what is wrong is logged, and the old ones stay in use.
+    /// Reads logins and client certificates again; what is wrong is logged, and the old ones stay in use.
     pub fn reload(&self) {
         if let Err(error) = self.access.reload() {
             tracing::error!(%error, "the htpasswd file cannot be read again; the old users stay");
         }
         if let Err(error) = self.upstreams.reload() {
-            tracing::error!(%error, "an upstream's password file cannot be read again; the old password stays");
+            tracing::error!(%error, "a file of an upstream cannot be read again; the old login or certificate stays");
         }
     }
 

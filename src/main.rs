@@ -84,7 +84,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Reads certificates and passwords again at each SIGHUP.
+/// Reads certificates and logins again at each SIGHUP.
 fn reload_signal(reload: Reload) -> io::Result<impl Future<Output = ()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {

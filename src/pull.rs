@@ -111,6 +111,9 @@ pub enum Error {
     /// held of it is not thrown away.
     #[error("not shown")]
     NotShown(Kind),
+    /// The operator does not let this mirror serve the repository.
+    #[error("not served here")]
+    NotServed,
     /// It is not held here and millpond is told to ask nobody.
     #[error("not held, and this mirror is offline")]
     Offline(Kind),
@@ -232,9 +235,11 @@ impl Pull {
         self.blob_get(asker, &upstream, repository, digest, from).await
     }
 
-    /// The router lets only configured registries through; this says so in the type.
+    /// The router lets only configured registries through; this says so in the type. Comes before everything else: of what the
+    /// operator does not let be served nothing that is held is shown either.
     fn upstream(&self, repository: &Repository, kind: Kind) -> Result<Upstream, Error> {
-        self.0.upstreams.get(&repository.registry).map(|upstream| upstream.behind(&self.1)).ok_or(Error::NotFound(kind))
+        let upstream = self.0.upstreams.get(&repository.registry).ok_or(Error::NotFound(kind))?;
+        if upstream.admits(&repository.name) { Ok(upstream.behind(&self.1)) } else { Err(Error::NotServed) }
     }
 
     fn offline(&self) -> bool {

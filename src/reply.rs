@@ -273,6 +273,7 @@ pub fn problem(problem: &Problem, id: &str) -> Response {
         _ => {}
     }
     let outcome = match problem {
+        Problem::Pull(pull::Error::NotServed) => Outcome::Local,
         Problem::Pull(pull::Error::NotFound(_) | pull::Error::NotShown(_) | pull::Error::Offline(_) | pull::Error::Denied) => Outcome::Miss,
         Problem::Pull(_) => Outcome::Failed,
         _ => Outcome::Local,
@@ -324,6 +325,12 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
         pull::Error::Offline(kind) => {
             (StatusCode::NOT_FOUND, unknown(kind), "it is not held here, and this mirror is set to ask no registry (cache.offline)")
         }
+        // Docker and containerd go on to their next host, podman shows the text.
+        pull::Error::NotServed => (
+            StatusCode::FORBIDDEN,
+            "DENIED",
+            "this mirror does not serve this repository (allow and deny of its upstream); ask its operator",
+        ),
         pull::Error::Denied => (StatusCode::FORBIDDEN, "DENIED", "the registry refuses it to this mirror's login"),
         pull::Error::RateLimited(_) => {
             (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "the registry limits this mirror's requests; try again later")

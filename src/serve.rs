@@ -103,7 +103,7 @@ struct Work {
     fills: CancellationToken,
 }
 
-/// Reads certificates and passwords again. Cheap to clone.
+/// Reads certificates and logins again. Cheap to clone.
 #[derive(Clone)]
 pub struct Reload {
     handler: Arc<Handler>,
@@ -217,13 +217,13 @@ impl Server {
 }
 
 impl Reload {
-    /// Reads certificates and passwords again; what is wrong is logged, and the old ones stay in use.
+    /// Reads certificates and logins again; what is wrong is logged, and the old ones stay in use.
     pub fn now(&self) {
         if let Some(Err(error)) = self.certificates.as_ref().map(Certificates::reload) {
             tracing::error!(%error, "the certificate cannot be read again; the old one stays");
         }
         self.handler.reload();
-        tracing::info!("certificates and passwords were read again");
+        tracing::info!("certificates and logins were read again");
     }
 }
 

@@ -16,7 +16,7 @@ use super::LogFormat;
 use crate::access::Secret;
 use crate::cache::MaxSize;
 use crate::oci::Registry;
-use crate::upstream::Private;
+use crate::upstream::{Private, Proxy, Via};
 
 /// The largest size in bytes: what a file system can address.
 const SIZE_BYTES_MAX: u64 = i64::MAX as u64;
@@ -153,6 +153,14 @@ pub(super) fn username(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} is not a user name: it must not be empty, and has no colon"));
     }
     Ok(text.to_owned())
+}
+
+/// A proxy, or that there is none.
+pub(super) fn proxy(text: &str) -> Result<Via, String> {
+    match text {
+        "" | "none" => Ok(Via::Direct),
+        proxy => Proxy::parse(proxy).map(Via::Proxy),
+    }
 }
 
 /// Who may have private content.

@@ -23,3 +23,4 @@ mod pull; // by tag, by digest, HEAD, index, every endpoint; the second pull cos
 mod range; // ranges of whole blobs and of blobs that are still arriving
 mod stale; // tags: believed, asked about once for all, served stale, gone
 mod tidy; // the architecture: who may import whom, and that every promise names its test
+mod upstream; // what an operator says of an upstream: proxies, logins, certificates, allow and deny; what registries do differently

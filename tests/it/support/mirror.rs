@@ -53,7 +53,7 @@ fn patient() -> Tuning {
     (tuning.listen.handshake, tuning.listen.header, tuning.listen.stall) = (long, long, long);
     (tuning.fill.silence, tuning.fill.stall) = (long, long);
     let upstream = &mut tuning.upstream;
-    (upstream.dns, upstream.connect_address, upstream.connect) = (long, long, long);
+    (upstream.dns, upstream.connect_address, upstream.connect, upstream.proxy) = (long, long, long, long);
     (upstream.head, upstream.call, upstream.whole, upstream.token) = (long, long, long, long);
     tuning
 }
