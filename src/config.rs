@@ -153,6 +153,7 @@ fn access(section: &mut Section) -> access::Config {
         networks: section.list("networks", &[], values::network),
         htpasswd: section.optional("htpasswd", values::file),
         secret_paths: section.secrets("secret_paths", values::secret),
+        login_hosts: section.list("login_hosts", &[], values::host),
     }
 }
 

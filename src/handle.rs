@@ -1,12 +1,13 @@
 //! One request in, one response out: route → access → pull → reply, told in one line when it is over.
 
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, USER_AGENT};
 use hyper::{Method, Request};
 
 use crate::access::{self, Access, Verdict};
@@ -40,12 +41,24 @@ impl Handler {
 
     /// Reads the password files again; what is wrong is logged, and the old ones stay in use.
     pub fn reload(&self) {
-        if let Err(error) = self.access.reload() {
-            tracing::error!(%error, "the htpasswd file cannot be read again; the old users stay");
-        }
+        self.reload_users();
         if let Err(error) = self.upstreams.reload() {
             tracing::error!(%error, "an upstream's password file cannot be read again; the old password stays");
         }
+    }
+
+    /// Reads the list of users again; false, and a line in the log, when the old one stays in use.
+    pub fn reload_users(&self) -> bool {
+        let read = self.access.reload();
+        if let Err(error) = &read {
+            tracing::error!(%error, "the htpasswd file cannot be read again; the old users stay");
+        }
+        read.is_ok()
+    }
+
+    /// The list of users, if there is one.
+    pub fn users_file(&self) -> Option<PathBuf> {
+        self.access.users_file().map(Path::to_owned)
     }
 
     /// Answers a request. A panic in it ends this request and nothing else.
@@ -80,17 +93,33 @@ impl Handler {
         routed: Result<&Routed, crate::route::NoRoute>,
     ) -> Result<Response, Problem> {
         listen::check(request).map_err(Problem::Request)?;
-        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let asker = access::Asker { ip: client.addr.ip(), certificate: client.certificate, secret_path: !secret.is_empty(), authorization };
+        let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let agent = text(USER_AGENT);
+        let asker = access::Asker {
+            ip: client.addr.ip(),
+            certificate: client.certificate,
+            secret_path: !secret.is_empty(),
+            authorization: text(AUTHORIZATION),
+            host: request.uri().authority().map(hyper::http::uri::Authority::as_str).or_else(|| text(HOST)),
+            agent,
+        };
         let asker = match self.access.judge(asker).await {
             Verdict::Admitted { authenticated } => Asker { authenticated },
             Verdict::Challenge => return Err(Problem::Challenge),
             Verdict::Refused => return Err(Problem::Refused),
             Verdict::Busy => return Err(Problem::Busy),
+            Verdict::Limited(after) => return Err(Problem::Limited(after)),
         };
         let routed = routed.map_err(Problem::Route)?;
         let asked = Asked::new(request.method(), request.version(), request.headers());
-        self.serve(asker, routed, secret, &asked).await.map_err(Problem::Pull)
+        let invited = !asker.authenticated && is_by_name(routed) && self.access.may_challenge(agent);
+        if invited && routed.route == Route::Ping {
+            return Err(Problem::Challenge);
+        }
+        let served = self.serve(asker, routed, secret, &asked).await;
+        served.map_err(|error| {
+            if invited && error.is_absence() && agent.is_some_and(access::asks_no_ping) { Problem::Challenge } else { Problem::Pull(error) }
+        })
     }
 
     async fn serve(&self, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, crate::pull::Error> {
@@ -134,6 +163,12 @@ impl Handler {
             })
         })
     }
+}
+
+/// Whether a client that asks like this was told this mirror's own name by its user (`docker pull mirror:5000/team/app`), as far as can be
+/// seen: what says which registry it stands for was written into the settings of a mirror.
+fn is_by_name(routed: &Routed) -> bool {
+    routed.namespace.is_none() && routed.prefix.is_none()
 }
 
 fn subject(method: &Method, routed: Option<&Routed>) -> Subject {

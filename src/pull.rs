@@ -138,6 +138,11 @@ impl Error {
         matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Denied)
     }
 
+    /// Whether the client is told that it does not exist here. Perhaps it does, for others.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Offline(_))
+    }
+
     /// What a fill's failure means for a blob's client.
     pub fn of_fill(failure: &Failure) -> Self {
         match failure {

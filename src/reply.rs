@@ -239,6 +239,8 @@ pub enum Problem {
     Refused,
     /// Too many passwords wait to be checked.
     Busy,
+    /// Too many wrong passwords came from there; the next is looked at after so long.
+    Limited(Duration),
     /// A fault of millpond's own.
     Internal,
 }
@@ -267,7 +269,7 @@ pub fn problem(problem: &Problem, id: &str) -> Response {
         }
         Problem::Request(_) => set(&mut response, header::CONNECTION, "close"),
         Problem::Challenge => set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
-        Problem::Pull(pull::Error::RateLimited(after)) => {
+        Problem::Limited(after) | Problem::Pull(pull::Error::RateLimited(after)) => {
             set(&mut response, header::RETRY_AFTER, &retry_after(*after));
         }
         _ => {}
@@ -289,6 +291,9 @@ fn verdict(problem: &Problem) -> Verdict {
         Problem::Challenge => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required"),
         Problem::Refused => (StatusCode::FORBIDDEN, "DENIED", "this mirror does not serve your address; ask its operator"),
         Problem::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "too many logins are being checked; try again"),
+        Problem::Limited(_) => {
+            (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many wrong passwords from your address; try again later")
+        }
         Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "millpond has a fault"),
     };
     Verdict { status, code, message: message.to_owned() }
