@@ -23,6 +23,7 @@ mod audit;
 mod blamed;
 mod blobs;
 mod boot;
+mod catalog;
 mod evict;
 mod flight;
 mod folder;
@@ -43,6 +44,7 @@ mod withheld;
 
 pub(crate) use admit::Kept;
 pub use audit::{Audit, Finding, audit};
+pub use catalog::{Listing, Wanted};
 pub use flight::Permit;
 pub(crate) use flight::{Coalesce, Joined};
 pub use folder::FolderError;

@@ -211,5 +211,6 @@ fn upstream(registry: &Registry, section: &mut Section) -> upstream::Settings {
         ca_file: section.optional("ca_file", values::file),
         parallel: section.count("parallel", upstream::PARALLEL, 1..=PARALLEL_MAX),
         bandwidth: section.optional("bandwidth", values::bandwidth),
+        search: section.optional("search", values::search).flatten(),
     }
 }

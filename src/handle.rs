@@ -125,6 +125,13 @@ impl Handler {
     async fn serve(&self, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, crate::pull::Error> {
         Ok(match &routed.route {
             Route::Ping => reply::ping(),
+            Route::SearchPing => reply::search_ping(),
+            Route::Search { term, n, page } => reply::search(&self.pull.search(asker, term, *n, *page).await, term, *n, *page),
+            Route::Catalog { registry, n, last } => {
+                let answer = self.pull.catalog(asker, registry.as_ref(), *n, last.as_deref()).await?;
+                let prefix = routed.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
+                reply::catalog(&answer, *n, &format!("{secret}{prefix}"), routed.namespace.as_ref())
+            }
             Route::Manifest(repository, reference) => {
                 let answer = self.pull.manifest(asker, repository, reference, asked.head).await?;
                 reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
@@ -177,7 +184,8 @@ fn subject(method: &Method, routed: Option<&Routed>) -> Subject {
     let reference = match route {
         Some(Route::Manifest(_, reference)) => reference.to_string(),
         Some(Route::Blob(_, digest) | Route::Referrers { digest, .. }) => digest.to_string(),
-        Some(Route::Tags { .. } | Route::Ping) | None => String::new(),
+        // What people look for is theirs.
+        Some(Route::Tags { .. } | Route::Ping | Route::SearchPing | Route::Search { .. } | Route::Catalog { .. }) | None => String::new(),
     };
     Subject {
         method: method.to_string(),

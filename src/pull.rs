@@ -24,9 +24,11 @@ mod lists;
 mod manifest;
 mod memory;
 mod private;
+mod search;
 mod tag;
 
 pub use lists::{Referrers, Tags};
+pub use search::{Catalog, Found, RESULTS_MAX, Search};
 
 use memory::Memory;
 use private::What;

@@ -19,9 +19,11 @@ use crate::route::NoRoute;
 
 mod body;
 mod range;
+mod search;
 
 pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
+pub use search::{catalog, search, search_ping};
 
 /// A response, ready to be sent.
 pub type Response = hyper::Response<Body>;
@@ -320,7 +322,7 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
     let unknown = |kind: &Kind| match kind {
         Kind::Manifest => "MANIFEST_UNKNOWN",
         Kind::Blob => "BLOB_UNKNOWN",
-        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
+        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Search | Kind::Catalog | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
     };
     let (status, code, message) = match error {
         pull::Error::NotFound(kind) | pull::Error::NotShown(kind) => {

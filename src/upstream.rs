@@ -36,6 +36,7 @@ mod redirect;
 mod resolve;
 mod speed;
 mod spot;
+mod search;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -52,6 +53,7 @@ pub use wide::{Wide, WideLimits};
 
 /// Connections for one blob, unless the operator says otherwise: as many as a browser opens to a host, less two.
 pub const PARALLEL: usize = 4;
+pub use search::{Hit, RESULTS_MAX, Results};
 
 /// The `[upstreams]` table: what may be contacted, and how. The built-in table is merged under the operator's.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +79,8 @@ pub struct Settings {
     pub parallel: usize,
     /// Bytes a second that all blobs together may come with.
     pub bandwidth: Option<u64>,
+    /// Who answers `/v1/search`; nobody without it.
+    pub search: Option<Url>,
 }
 
 /// A login; the password stays in its file, which is read again on SIGHUP.
@@ -115,6 +119,7 @@ struct Inner {
     auth: auth::Auth,
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
+    search: Option<Url>,
     blobs: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
     throttle: Option<Arc<flow::Throttle>>,
@@ -129,6 +134,11 @@ impl Upstreams {
     /// The upstream of a name or an alias; nothing, if it is not configured: then nothing may be contacted.
     pub fn get(&self, registry: &Registry) -> Option<&Upstream> {
         self.0.get(&canonical(registry))
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.values()
     }
 
     /// The configured registries.

@@ -28,6 +28,8 @@ pub struct Limits {
     pub call: Duration,
     /// A call that reads a small body, until it is whole.
     pub whole: Duration,
+    /// A search, whole: somebody waits at a terminal, and what is held is shown without it.
+    pub search: Duration,
     /// A token, with retries.
     pub token: Duration,
     /// Attempts at one call, unless there are more endpoints than that.
@@ -70,6 +72,7 @@ impl Default for Limits {
             head: Duration::from_secs(20),
             call: Duration::from_secs(25),
             whole: Duration::from_secs(30),
+            search: Duration::from_secs(5),
             token: Duration::from_secs(20),
             attempts: 3,
             pause: Duration::from_millis(200),

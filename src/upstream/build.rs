@@ -174,6 +174,7 @@ impl Builder {
             private: settings.private,
             endpoints: settings.endpoints.iter().map(|url| Endpoint::new(url, &wire)).collect(),
             login,
+            search: settings.search.clone(),
             auth: Auth::new(Arc::clone(&wire)),
             auth_hosts,
             blobs: Arc::new(Semaphore::new(self.limits.blobs)),
@@ -251,6 +252,7 @@ mod tests {
             ca_file: Some("/nowhere/ca.pem".into()),
             parallel: 1,
             bandwidth: None,
+            search: None,
         };
         let mut config = Config::default();
         let registry = |text| Registry::parse(text).expect("a registry");

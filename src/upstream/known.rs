@@ -28,6 +28,9 @@ const PUBLIC: &[(&str, &str, &[&str])] = &[
     ("cgr.dev", "https://cgr.dev", &[]),
 ];
 
+/// Who answers `/v1/search` for Docker Hub. The other registries' searches are their own.
+const HUB_SEARCH: &str = "https://index.docker.io";
+
 /// Other names of the same registry.
 const ALIASES: &[(&str, &str)] = &[("index.docker.io", "docker.io"), ("registry-1.docker.io", "docker.io")];
 
@@ -43,6 +46,7 @@ pub fn builtin() -> Config {
             ca_file: None,
             parallel: PARALLEL,
             bandwidth: None,
+            search: (name == Registry::docker_hub()).then(|| Url::parse(HUB_SEARCH).expect("it is an URL")),
         };
         (name, settings)
     };

@@ -209,6 +209,7 @@ impl Setup {
             ca_file: None,
             parallel: 1,
             bandwidth: None,
+            search: None,
         };
         let limits = Limits { pause: Duration::from_millis(1), ..Limits::default() };
         Self { limits, metrics: Metrics::new(), settings, dir: tempfile::tempdir().expect("a folder") }
