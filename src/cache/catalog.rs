@@ -49,7 +49,7 @@ impl Cache {
     /// Held repositories of these registries, after `after`, at most `most`. None when too many ask.
     pub async fn repositories(&self, registries: Vec<Registry>, after: Option<Repository>, most: usize, wanted: Wanted) -> Option<Listing> {
         let repos = self.0.repos.clone();
-        blocking(move || list(&repos, &registries, after, most, &wanted)).await
+        blocking(move || list(&repos, &registries, after.as_ref(), most, &wanted)).await
     }
 
     /// Those of these repositories that are held and wanted.
@@ -79,11 +79,11 @@ fn seen(repos: &Repos, repository: &Repository) -> Option<Visibility> {
     repos.visibility(repository).unwrap_or(Some(Visibility::Private))
 }
 
-fn list(repos: &Repos, registries: &[Registry], after: Option<Repository>, most: usize, wanted: &Wanted) -> Listing {
+fn list(repos: &Repos, registries: &[Registry], after: Option<&Repository>, most: usize, wanted: &Wanted) -> Listing {
     let mut walk = Walk { repos, wanted, most, cost: 0, found: Vec::new(), at: None, is_cut: false };
-    let start = after.as_ref().and_then(|after| registries.iter().position(|registry| *registry == after.registry)).unwrap_or(0);
+    let start = after.and_then(|after| registries.iter().position(|registry| *registry == after.registry)).unwrap_or(0);
     for registry in &registries[start..] {
-        let after = after.as_ref().filter(|after| after.registry == *registry);
+        let after = after.filter(|after| after.registry == *registry);
         let components = after.map(|after| after.name.as_str().split('/').collect::<Vec<_>>());
         let root = repos.of_registry(registry);
         walk.below(registry, &root, "", components.as_deref());
@@ -209,7 +209,7 @@ mod tests {
         let registries = registries.iter().map(|name| Registry::parse(name).expect("valid")).collect::<Vec<_>>();
         let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let Listing { repositories, next } = list(repos, &registries, after, page, wanted);
+            let Listing { repositories, next } = list(repos, &registries, after.as_ref(), page, wanted);
             assert!(repositories.len() <= page);
             all.extend(repositories.iter().map(ToString::to_string));
             match next {
@@ -253,7 +253,7 @@ mod tests {
         let all: Wanted = Box::new(|_, _| true);
         let after = |name: &str| {
             let after = Repository { registry: Registry::docker_hub(), name: Name::parse(name).expect("valid") };
-            list(&repos, &registries, Some(after), 9, &all).repositories.iter().map(|held| held.name.to_string()).collect::<Vec<_>>()
+            list(&repos, &registries, Some(&after), 9, &all).repositories.iter().map(|held| held.name.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(after("a/c"), ["a/d", "c/x"]);
         assert_eq!(after("a/b/gone"), ["a/d", "c/x"]);

@@ -13,6 +13,7 @@ mod kit; // the kit does what it says: faults are visible, counts are right, gat
 mod corpus; // the fuzz targets' seeds, replayed: what once broke a parser breaks none again
 mod crowd; // thousands that dawdle, flood or leave: bounded, and nobody else notices
 mod disk; // kill -9, full disks, lost indexes, rotten files; the size limit
+mod doctor; // the doctor: what to write into which file, and what is wrong with a mirror that does not work
 mod drain; // SIGTERM with bodies in flight; idle connections; the deadline
 mod edge; // hostile requests: answered in the registry's words, nothing contacted, nothing told
 mod faults; // upstreams that cut, stall, lie, refuse, redirect; what is held is served through all of it
