@@ -120,6 +120,7 @@ struct Inner {
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
     search: Option<Url>,
+    searches: Arc<Semaphore>,
     blobs: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
     throttle: Option<Arc<flow::Throttle>>,

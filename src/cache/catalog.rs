@@ -21,15 +21,13 @@ const WALKS: usize = 2;
 /// How long one who asks waits for a walk to begin.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Names in a folder that are kept in memory at a time; a folder with more is read again.
-const BATCH: usize = 2_000;
+/// Folders that one walk opens, at most: a second or two. Who turns pages goes on where it ended; a search in a cache of more
+/// repositories does not see all of them.
+const FOLDERS_MAX: usize = 50_000;
 
-/// What one walk may cost, in entries that are read: some seconds on a slow disk. A single folder is read to its end all the same,
-/// since there is no order before that.
-const COST_MAX: usize = 1_000_000;
-
-/// What it costs to open a folder, in entries.
-const FOLDER_COST: usize = 20;
+/// Names in a folder that are kept in memory at a time, some MiB: as many as a walk opens, so that even a folder with a million
+/// names is read once a walk. It is read to its end, since there is no order before that.
+const BATCH: usize = FOLDERS_MAX;
 
 static TURNS: Semaphore = Semaphore::const_new(WALKS);
 
@@ -49,7 +47,8 @@ impl Cache {
     /// Held repositories of these registries, after `after`, at most `most`. None when too many ask.
     pub async fn repositories(&self, registries: Vec<Registry>, after: Option<Repository>, most: usize, wanted: Wanted) -> Option<Listing> {
         let repos = self.0.repos.clone();
-        blocking(move || list(&repos, &registries, after.as_ref(), most, &wanted)).await
+        blocking(move || list(&Walker { repos: &repos, wanted: &wanted, folders_max: FOLDERS_MAX }, &registries, after.as_ref(), most))
+            .await
     }
 
     /// Those of these repositories that are held and wanted.
@@ -79,13 +78,20 @@ fn seen(repos: &Repos, repository: &Repository) -> Option<Visibility> {
     repos.visibility(repository).unwrap_or(Some(Visibility::Private))
 }
 
-fn list(repos: &Repos, registries: &[Registry], after: Option<&Repository>, most: usize, wanted: &Wanted) -> Listing {
-    let mut walk = Walk { repos, wanted, most, cost: 0, found: Vec::new(), at: None, is_cut: false };
+/// How it is walked.
+struct Walker<'w> {
+    repos: &'w Repos,
+    wanted: &'w Wanted,
+    folders_max: usize,
+}
+
+fn list(walker: &Walker<'_>, registries: &[Registry], after: Option<&Repository>, most: usize) -> Listing {
+    let mut walk = Walk { walker, most, folders: 0, found: Vec::new(), at: None, is_cut: false };
     let start = after.and_then(|after| registries.iter().position(|registry| *registry == after.registry)).unwrap_or(0);
     for registry in &registries[start..] {
         let after = after.filter(|after| after.registry == *registry);
         let components = after.map(|after| after.name.as_str().split('/').collect::<Vec<_>>());
-        let root = repos.of_registry(registry);
+        let root = walker.repos.of_registry(registry);
         walk.below(registry, &root, "", components.as_deref());
         if walk.is_cut {
             break;
@@ -99,28 +105,31 @@ fn list(repos: &Repos, registries: &[Registry], after: Option<&Repository>, most
 }
 
 struct Walk<'w> {
-    repos: &'w Repos,
-    wanted: &'w Wanted,
+    walker: &'w Walker<'w>,
     most: usize,
-    cost: usize,
+    folders: usize,
     found: Vec<Repository>,
-    /// What was looked at last.
+    /// The name that was dealt with last; what is below it may still come.
     at: Option<Repository>,
-    /// There is more.
+    /// There may be more.
     is_cut: bool,
 }
 
 impl Walk<'_> {
     /// The folder `dir` of the name `name`, and all below; with `after`, only what comes after that.
     fn below(&mut self, registry: &Registry, dir: &Path, name: &str, after: Option<&[&str]>) {
+        if self.folders >= self.walker.folders_max && self.at.is_some() {
+            self.is_cut = true;
+            return;
+        }
+        self.folders += 1;
         let mut from = after.and_then(|after| after.first()).map(|first| (*first).to_owned());
         let mut is_first = true;
         loop {
             let Ok(batch) = Batch::read(dir, from.as_deref(), is_first) else { return };
-            self.cost += batch.entries + FOLDER_COST;
             // Its own name comes before those below it; `after` is at it or past it.
-            if is_first && after.is_none() && batch.has_records {
-                self.visit(registry, name);
+            if is_first && after.is_none() {
+                self.visit(registry, name, batch.has_records);
             }
             for child in &batch.names {
                 if self.is_cut {
@@ -129,8 +138,8 @@ impl Walk<'_> {
                 let path = if name.is_empty() { child.clone() } else { format!("{name}/{child}") };
                 let rest = after.and_then(|after| after.split_first()).filter(|(first, _)| **first == *child).map(|(_, rest)| rest);
                 match rest {
-                    // What is below the very name that was last.
-                    Some([]) => self.children_of_last(registry, &dir.join(child), &path),
+                    // What is below the very name that was last: nothing sorts before the empty component.
+                    Some([]) => self.below(registry, &dir.join(child), &path, Some(&[""])),
                     rest => self.below(registry, &dir.join(child), &path, rest),
                 }
             }
@@ -141,19 +150,14 @@ impl Walk<'_> {
         }
     }
 
-    fn children_of_last(&mut self, registry: &Registry, dir: &Path, name: &str) {
-        // Nothing sorts before the empty component.
-        self.below(registry, dir, name, Some(&[""]));
-    }
-
-    fn visit(&mut self, registry: &Registry, name: &str) {
+    fn visit(&mut self, registry: &Registry, name: &str, has_records: bool) {
         let Ok(name) = Name::parse(name) else { return };
         let repository = Repository { registry: registry.clone(), name };
-        if (self.wanted)(&repository, seen(self.repos, &repository)) {
+        if has_records && (self.walker.wanted)(&repository, seen(self.walker.repos, &repository)) {
             self.found.push(repository.clone());
         }
         self.at = Some(repository);
-        self.is_cut = self.found.len() > self.most || self.cost > COST_MAX;
+        self.is_cut = self.found.len() > self.most;
     }
 }
 
@@ -163,16 +167,14 @@ struct Batch {
     /// There may be more.
     is_full: bool,
     has_records: bool,
-    entries: usize,
 }
 
 impl Batch {
     /// From `from` on, which itself counts with `including`.
     fn read(dir: &Path, from: Option<&str>, including: bool) -> io::Result<Self> {
-        let (mut names, mut entries, mut has_records) = (BTreeSet::new(), 0, false);
+        let (mut names, mut has_records) = (BTreeSet::new(), false);
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            entries += 1;
             let name = entry.file_name().to_string_lossy().into_owned();
             has_records |= name == "_tags" || name == "_manifests";
             let is_past = from.is_none_or(|from| name.as_str() > from || including && name == from);
@@ -185,7 +187,7 @@ impl Batch {
                 names.pop_last();
             }
         }
-        Ok(Self { is_full: names.len() == BATCH, names: names.into_iter().collect(), has_records, entries })
+        Ok(Self { is_full: names.len() == BATCH, names: names.into_iter().collect(), has_records })
     }
 }
 
@@ -206,10 +208,14 @@ mod tests {
     }
 
     fn everything(repos: &Repos, registries: &[&str], page: usize, wanted: &Wanted) -> Vec<String> {
+        everything_by(&Walker { repos, wanted, folders_max: FOLDERS_MAX }, registries, page)
+    }
+
+    fn everything_by(walker: &Walker<'_>, registries: &[&str], page: usize) -> Vec<String> {
         let registries = registries.iter().map(|name| Registry::parse(name).expect("valid")).collect::<Vec<_>>();
         let (mut all, mut after) = (Vec::new(), None);
         loop {
-            let Listing { repositories, next } = list(repos, &registries, after.as_ref(), page, wanted);
+            let Listing { repositories, next } = list(walker, &registries, after.as_ref(), page);
             assert!(repositories.len() <= page);
             all.extend(repositories.iter().map(ToString::to_string));
             match next {
@@ -240,6 +246,11 @@ mod tests {
         let all: Wanted = Box::new(|_, _| true);
         for page in 1..=held.len() + 1 {
             assert_eq!(everything(&repos, &["docker.io", "ghcr.io"], page, &all), held[..8], "pages of {page}");
+            // Cut short by what it costs, it goes on at the same place.
+            for folders_max in 6..20 {
+                let walker = Walker { repos: &repos, wanted: &all, folders_max };
+                assert_eq!(everything_by(&walker, &["docker.io", "ghcr.io"], page), held[..8], "pages of {page}, {folders_max} folders");
+            }
         }
         assert_eq!(everything(&repos, &["quay.io", "unheld.test"], 1, &all), held[8..]);
         let some: Wanted = Box::new(|repository, _| repository.name.as_str().contains("app"));
@@ -253,7 +264,11 @@ mod tests {
         let all: Wanted = Box::new(|_, _| true);
         let after = |name: &str| {
             let after = Repository { registry: Registry::docker_hub(), name: Name::parse(name).expect("valid") };
-            list(&repos, &registries, Some(&after), 9, &all).repositories.iter().map(|held| held.name.to_string()).collect::<Vec<_>>()
+            list(&Walker { repos: &repos, wanted: &all, folders_max: FOLDERS_MAX }, &registries, Some(&after), 9)
+                .repositories
+                .iter()
+                .map(|held| held.name.to_string())
+                .collect::<Vec<_>>()
         };
         assert_eq!(after("a/c"), ["a/d", "c/x"]);
         assert_eq!(after("a/b/gone"), ["a/d", "c/x"]);
@@ -262,10 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_larger_than_a_batch_is_read_in_pieces() {
-        let names = (0..BATCH + 5).map(|n| format!("docker.io/n{n:05}")).collect::<Vec<_>>();
-        let (_dir, repos) = scene(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let all: Wanted = Box::new(|_, _| true);
-        assert_eq!(everything(&repos, &["docker.io"], 1_500, &all), names);
+    fn the_first_names_of_a_folder_are_found_in_any_order() {
+        let names = ["c", "a", "e", "b", "d"].map(|name| format!("docker.io/{name}"));
+        let (dir, _repos) = scene(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let read = |from, including| Batch::read(&dir.path().join("repos/docker.io"), from, including).expect("reads").names;
+        assert_eq!(read(None, true), ["a", "b", "c", "d", "e"]);
+        assert_eq!(read(Some("b"), true), ["b", "c", "d", "e"]);
+        assert_eq!(read(Some("b"), false), ["c", "d", "e"]);
+        assert_eq!(read(Some("z"), true), [""; 0]);
     }
 }

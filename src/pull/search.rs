@@ -12,7 +12,7 @@ use super::{Answer, Asker, Error, Pull};
 use crate::cache::{Listing, Visibility, Wanted};
 use crate::observe::Outcome;
 use crate::oci::{Name, Registry, Repository};
-use crate::upstream::{Private, Results, Upstream};
+use crate::upstream::{self, Private, Results, Upstream};
 
 pub use crate::upstream::RESULTS_MAX;
 
@@ -109,7 +109,10 @@ impl Pull {
                 }
                 Err(error) => {
                     tracing::warn!(upstream = %upstream.registry(), %error, "search cannot be asked there; what is held is found");
-                    pull.0.memory.mute.put(upstream.registry().clone(), ());
+                    // That others search as well says nothing of the registry.
+                    if !matches!(error, upstream::Error::Unavailable { why: upstream::Why::Busy, .. }) {
+                        pull.0.memory.mute.put(upstream.registry().clone(), ());
+                    }
                     None
                 }
             }

@@ -50,6 +50,8 @@ pub struct Limits {
     pub blobs: usize,
     /// Requests for anything else, for one upstream.
     pub metadata: usize,
+    /// Searches, for one upstream: those who type terms take nothing from those who pull.
+    pub searches: usize,
     /// Requests for tokens, for one upstream.
     pub tokens: usize,
     /// How long an idle connection is kept: less than the minute or more that servers do.
@@ -83,6 +85,7 @@ impl Default for Limits {
             retry_after_default: Duration::from_secs(60),
             blobs: 64,
             metadata: 64,
+            searches: 4,
             tokens: 4,
             idle: Duration::from_secs(60),
             idle_connections: 16,

@@ -175,6 +175,7 @@ impl Builder {
             endpoints: settings.endpoints.iter().map(|url| Endpoint::new(url, &wire)).collect(),
             login,
             search: settings.search.clone(),
+            searches: Arc::new(Semaphore::new(self.limits.searches)),
             auth: Auth::new(Arc::clone(&wire)),
             auth_hosts,
             blobs: Arc::new(Semaphore::new(self.limits.blobs)),

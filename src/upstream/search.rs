@@ -77,7 +77,7 @@ impl Upstream {
         let Some(base) = &self.0.search else { return Ok(Results::default()) };
         let (url, host) = (query(base, term, n.min(RESULTS_MAX), page), host_of(base));
         let deadline = Deadline::after(self.0.wire.limits.search);
-        let _permit = self.permit(&self.0.metadata, deadline).await?;
+        let _permit = self.permit(&self.0.searches, deadline).await?;
         let out = Outgoing {
             method: &Method::GET,
             url: &url,

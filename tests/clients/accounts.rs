@@ -132,4 +132,7 @@ fn skopeo_logs_in_and_sees_what_is_private() {
         || settings.skopeo(&["inspect", "--raw", "--authfile", &authfile, "--tls-verify=false", &image]),
         settings.skopeo(&["logout", "--authfile", &authfile, &host]),
     );
+    // A stranger is challenged too, has no login, and gets what is public.
+    let public = format!("docker://{host}/library/big:latest");
+    run(&mut settings.skopeo(&["inspect", "--raw", "--authfile", &authfile, "--tls-verify=false", &public]));
 }
