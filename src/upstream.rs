@@ -34,9 +34,9 @@ mod known;
 mod login;
 mod redirect;
 mod resolve;
+mod search;
 mod speed;
 mod spot;
-mod search;
 #[cfg(test)]
 mod tests;
 mod token;

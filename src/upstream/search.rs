@@ -84,6 +84,7 @@ impl Upstream {
             accept: "application/json",
             authorization: None,
             offset: 0,
+            last: None,
             kind: Kind::Search,
             reach: Reach::Anywhere,
             from: &host,
