@@ -23,6 +23,7 @@ mod audit;
 mod blamed;
 mod blobs;
 mod boot;
+mod catalog;
 mod clock;
 mod evict;
 mod flight;
@@ -44,6 +45,7 @@ mod withheld;
 
 pub(crate) use admit::Kept;
 pub use audit::{Audit, Finding, audit};
+pub use catalog::{Listing, Wanted};
 pub use flight::Permit;
 pub(crate) use flight::{Coalesce, Joined};
 pub use folder::FolderError;

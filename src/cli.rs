@@ -14,12 +14,14 @@ use millpond::observe::Metrics;
 use millpond::serve::Server;
 use millpond::upstream::Upstreams;
 
+pub(crate) mod doctor;
+
 /// How millpond ends: `sysexits.h`, which service managers know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Stopped because it was asked to, or had nothing more to do.
     Clean = 0,
-    /// `millpond verify` found something.
+    /// `millpond verify` or `millpond doctor` found something.
     Findings = 1,
     /// `EX_USAGE`: the command line or the configuration is wrong. Starting again cannot help.
     Usage = 64,
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Hash everything in the data folder and hold its parts against each other, also beside a running server
     Verify(Verify),
+    /// Show how each client of this machine is set up, try the mirror as they would, and say what is wrong; changes nothing
+    Doctor(doctor::Doctor),
 }
 
 /// `millpond serve`.

@@ -160,6 +160,7 @@ fn access(section: &mut Section) -> access::Config {
         networks: section.list("networks", &[], values::network),
         htpasswd: section.optional("htpasswd", values::file),
         secret_paths: section.secrets("secret_paths", values::secret),
+        login_hosts: section.list("login_hosts", &[], values::host),
     }
 }
 
@@ -221,6 +222,7 @@ fn upstream(registry: &Registry, section: &mut Section, environment: &upstream::
         endpoints,
         parallel: section.count("parallel", upstream::PARALLEL, 1..=PARALLEL_MAX),
         bandwidth: section.optional("bandwidth", values::bandwidth),
+        search: section.optional("search", values::search).flatten(),
     }
 }
 

@@ -78,6 +78,8 @@ pub mod reply;
 
 pub mod admin;
 
+pub mod doctor;
+
 pub mod observe;
 
 pub mod oci;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(args)) => serve(args).unwrap_or_else(|exit| exit),
         Ok(Command::Check(args)) => cli::check(args),
         Ok(Command::Verify(args)) => cli::verify(args),
+        Ok(Command::Doctor(args)) => cli::doctor::examine(args),
         Err(exit) => exit,
     };
     exit.into()

@@ -25,9 +25,11 @@ mod manifest;
 mod memory;
 mod private;
 mod refuted;
+mod search;
 mod tag;
 
 pub use lists::{Referrers, Tags};
+pub use search::{Catalog, Found, RESULTS_MAX, Search};
 
 use memory::Memory;
 use private::What;
@@ -147,6 +149,11 @@ impl Error {
     /// Whether the upstream has spoken: then nothing that is held may contradict it.
     fn is_definite(&self) -> bool {
         matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Denied)
+    }
+
+    /// Whether the client is told that it does not exist here. Perhaps it does, for others.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Offline(_))
     }
 
     /// What a fill's failure means for a blob's client.

@@ -19,9 +19,11 @@ use crate::route::NoRoute;
 
 mod body;
 mod range;
+mod search;
 
 pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
+pub use search::{catalog, search, search_ping};
 
 /// A response, ready to be sent.
 pub type Response = hyper::Response<Body>;
@@ -239,6 +241,8 @@ pub enum Problem {
     Refused,
     /// Too many passwords wait to be checked.
     Busy,
+    /// Too many wrong passwords came from there; the next is looked at after so long.
+    Limited(Duration),
     /// A fault of millpond's own.
     Internal,
 }
@@ -267,7 +271,7 @@ pub fn problem(problem: &Problem, id: &str) -> Response {
         }
         Problem::Request(_) => set(&mut response, header::CONNECTION, "close"),
         Problem::Challenge => set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
-        Problem::Pull(pull::Error::RateLimited(after) | pull::Error::Refuted(after)) => {
+        Problem::Limited(after) | Problem::Pull(pull::Error::RateLimited(after) | pull::Error::Refuted(after)) => {
             set(&mut response, header::RETRY_AFTER, &retry_after(*after));
         }
         _ => {}
@@ -290,6 +294,9 @@ fn verdict(problem: &Problem) -> Verdict {
         Problem::Challenge => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required"),
         Problem::Refused => (StatusCode::FORBIDDEN, "DENIED", "this mirror does not serve your address; ask its operator"),
         Problem::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "too many logins are being checked; try again"),
+        Problem::Limited(_) => {
+            (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many wrong passwords from your address; try again later")
+        }
         Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "millpond has a fault"),
     };
     Verdict { status, code, message: message.to_owned() }
@@ -316,7 +323,7 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
     let unknown = |kind: &Kind| match kind {
         Kind::Manifest => "MANIFEST_UNKNOWN",
         Kind::Blob => "BLOB_UNKNOWN",
-        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
+        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Search | Kind::Catalog | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
     };
     let (status, code, message) = match error {
         pull::Error::NotFound(kind) | pull::Error::NotShown(kind) => {

@@ -40,6 +40,7 @@ mod pem;
 pub mod proxy;
 mod redirect;
 mod resolve;
+mod search;
 mod speed;
 mod spot;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use hops::{Hops, Loop};
 pub use known::{builtin, canonical};
 pub use patterns::{Pattern, Repositories};
 pub use proxy::{Proxy, Via};
+pub use search::{Hit, RESULTS_MAX, Results};
 pub use wide::{Wide, WideLimits};
 
 /// `connections` where nobody says: more than a crowd of cold pulls needs, and no registry calls it an attack.
@@ -100,6 +102,8 @@ pub struct Settings {
     pub parallel: usize,
     /// Bytes a second that all blobs together may come with.
     pub bandwidth: Option<u64>,
+    /// Who answers `/v1/search`; nobody without it.
+    pub search: Option<Url>,
 }
 
 /// Two PEM files, read again on SIGHUP.
@@ -143,6 +147,7 @@ impl Settings {
             connections: CONNECTIONS,
             parallel: PARALLEL,
             bandwidth: None,
+            search: None,
         }
     }
 }
@@ -177,6 +182,8 @@ struct Inner {
     auth_hosts: Vec<auth::AuthHost>,
     wire: Arc<wire::Wire>,
     hop: hops::Hop,
+    search: Option<Url>,
+    searches: Arc<Semaphore>,
     blobs: Arc<Semaphore>,
     /// How many permits that has when all are free.
     blobs_max: usize,
@@ -198,6 +205,11 @@ impl Upstreams {
     /// The mirrors that a request with these headers came through, unless this is one of them.
     pub fn hops(&self, headers: &HeaderMap) -> Result<Hops, Loop> {
         self.1.before(headers)
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.values()
     }
 
     /// The configured registries.

@@ -296,9 +296,16 @@ impl Repos {
         Ok(())
     }
 
-    fn dir(&self, repository: &Repository) -> PathBuf {
+    /// The folder of a registry's repositories.
+    pub(crate) fn of_registry(&self, registry: &Registry) -> PathBuf {
         let mut path = self.folder.root().join("repos");
-        path.push(repository.registry.as_str());
+        path.push(registry.as_str());
+        path
+    }
+
+    /// The folder of a repository.
+    pub(crate) fn dir(&self, repository: &Repository) -> PathBuf {
+        let mut path = self.of_registry(&repository.registry);
         path.push(repository.name.as_str());
         path
     }

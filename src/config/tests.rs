@@ -204,7 +204,7 @@ fn unknown_keys_are_refused_and_understood() {
             "server.tls.ca: is not a key; there are cert, key, client_ca",
         ),
         ("[upstreams.a]\npassword = 'hunter2'", "upstreams.a.password: is not a key; did you mean password_file?"),
-        ("[access]\n'a b' = 1", "access.\"a b\": is not a key; there are networks, htpasswd, secret_paths"),
+        ("[access]\n'a b' = 1", "access.\"a b\": is not a key; there are networks, htpasswd, secret_paths, login_hosts"),
     ];
     for (text, sentence) in table {
         assert_eq!(mistakes(&sources(text, &[])), [format!("mirror.toml: {sentence}")], "{text}");

@@ -127,6 +127,11 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// The base URL of a search, or none.
+pub(super) fn search(text: &str) -> Result<Option<Url>, String> {
+    if text == "none" { Ok(None) } else { endpoint(text).map(Some) }
+}
+
 /// A host with an optional port.
 pub(super) fn host(text: &str) -> Result<String, String> {
     let host = Registry::parse(text).map_err(|_| format!("{text:?} is not a host; write for example auth.docker.io"))?;

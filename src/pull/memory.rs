@@ -1,7 +1,7 @@
 //! What a pull remembers for a while: answers of upstreams that are not content, and questions that are under way.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::private::What;
 use super::refuted::Refuted;
+use super::search::{ANSWER_FOR, ANSWERS_MAX, Question};
 use crate::cache::{Coalesce, HeldManifest, Recent};
 use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
-use crate::upstream::Sight;
+use crate::upstream::{Results, Sight};
 
 /// How long a 404 is remembered: clients that look for signatures ask for many things that are not there.
 const ABSENT_FOR: Duration = Duration::from_secs(10);
@@ -77,6 +78,11 @@ pub(super) struct Memory {
     pub(super) blobs: Coalesce<(Repository, Digest, bool), Result<Option<u64>, Error>>,
     pub(super) visits: Coalesce<(Repository, What), Option<Sight>>,
     pub(super) proofs: Coalesce<(Repository, Digest), Result<(), Error>>,
+    /// What searches found.
+    pub(super) searched: Recent<Question, Arc<Results>>,
+    /// Registries that could not answer a search.
+    pub(super) mute: Recent<Registry, ()>,
+    pub(super) searches: Coalesce<Question, Option<Arc<Results>>>,
     resting: Mutex<HashMap<Registry, Instant>>,
 }
 
@@ -100,6 +106,9 @@ impl Memory {
             blobs: Coalesce::new(stop.clone()),
             visits: Coalesce::new(stop.clone()),
             proofs: Coalesce::new(stop.clone()),
+            searched: Recent::new(ANSWERS_MAX, ANSWER_FOR),
+            mute: Recent::new(ENTRIES_MAX, REST_FOR),
+            searches: Coalesce::new(stop.clone()),
             resting: Mutex::default(),
         }
     }

@@ -31,6 +31,8 @@ pub struct Limits {
     pub call: Duration,
     /// A call that reads a small body, until it is whole.
     pub whole: Duration,
+    /// A search, whole: somebody waits at a terminal, and what is held is shown without it.
+    pub search: Duration,
     /// A token, with retries.
     pub token: Duration,
     /// How often the file of a login is looked at: a new password is in use within so many seconds, and a hundred requests a
@@ -56,6 +58,8 @@ pub struct Limits {
     pub retry_after: (Duration, Duration),
     /// How long a 429 without a usable `Retry-After` is obeyed.
     pub retry_after_default: Duration,
+    /// Searches, for one upstream: those who type terms take nothing from those who pull.
+    pub searches: usize,
     /// Requests for tokens, for one upstream.
     pub tokens: usize,
     /// How long an idle connection is kept: less than the minute or more that servers do.
@@ -79,6 +83,7 @@ impl Default for Limits {
             head: Duration::from_secs(20),
             call: Duration::from_secs(25),
             whole: Duration::from_secs(30),
+            search: Duration::from_secs(5),
             token: Duration::from_secs(20),
             look: Duration::from_secs(5),
             helper_life: Duration::from_secs(600),
@@ -91,6 +96,7 @@ impl Default for Limits {
             breaker_rest: Duration::from_secs(10),
             retry_after: (Duration::from_secs(1), Duration::from_secs(60)),
             retry_after_default: Duration::from_secs(60),
+            searches: 4,
             tokens: 4,
             idle: Duration::from_secs(60),
             idle_connections: 16,

@@ -194,6 +194,8 @@ impl Builder {
             login,
             identity,
             repositories: settings.repositories.clone(),
+            search: settings.search.clone(),
+            searches: Arc::new(Semaphore::new(self.limits.searches)),
             auth: Auth::new(Arc::clone(&wire)),
             auth_hosts,
             blobs: Arc::new(Semaphore::new(blobs)),

@@ -28,6 +28,9 @@ const PUBLIC: &[(&str, &str, &[&str])] = &[
     ("cgr.dev", "https://cgr.dev", &[]),
 ];
 
+/// Who answers `/v1/search` for Docker Hub. The other registries' searches are their own.
+const HUB_SEARCH: &str = "https://index.docker.io";
+
 /// Other names of the same registry.
 const ALIASES: &[(&str, &str)] = &[("index.docker.io", "docker.io"), ("registry-1.docker.io", "docker.io")];
 
@@ -37,6 +40,7 @@ pub fn builtin() -> Config {
         let name = Registry::parse(name).expect("the table names registries");
         let settings = Settings {
             auth_hosts: auth_hosts.iter().map(|&host| host.to_owned()).collect(),
+            search: (name == Registry::docker_hub()).then(|| Url::parse(HUB_SEARCH).expect("it is an URL")),
             ..Settings::of(vec![Url::parse(endpoint).expect("the table names URLs")])
         };
         (name, settings)

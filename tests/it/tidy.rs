@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("listen", &[]),
     ("access", &[]),
     ("admin", &["observe"]),
+    ("doctor", &["oci", "upstream"]),
     ("cache", &["oci", "observe"]),
     ("upstream", &["oci", "observe"]),
     ("fill", &["oci", "observe", "cache"]),
