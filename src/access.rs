@@ -11,17 +11,27 @@
 //! **The challenge, and classic dockerd.** dockerd answers a challenge of a mirror on its plain root path with the user's Docker Hub
 //! password, and the request is the same as that of a `docker pull` that names the mirror and must be challenged to work. So nobody is
 //! challenged unless the operator asked for passwords by naming an htpasswd file; without one, whoever is not admitted is refused. With
-//! one, dockerd's address belongs into `networks`, or its mirror URL gets a secret path: who is admitted is never challenged. What comes in
+//! one, dockerd's address belongs into `networks`, or its mirror URL gets a secret path: then it is never challenged. What comes in
 //! `Authorization` goes no further than this module.
+//!
+//! **Who is admitted by network and has a login as well** gets to see what is private only when the client sends the login, and clients
+//! send it only when they are challenged. Two rules make that safe:
+//!
+//! 1. A client that is not classic dockerd sends a login to no host but the one that it is for (podman, skopeo, CRI-O, containerd, crane).
+//!    It may be challenged ([`Access::may_challenge`]), and who has no login goes on without one, at `/v2/`.
+//! 2. What comes to one of `login_hosts`, names of this mirror that stand in no daemon.json, is always challenged, whoever sends it:
+//!    `docker login` such a name. To any other name classic dockerd gets what is public.
 
+mod guesses;
 mod htpasswd;
 mod passwords;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -39,6 +49,8 @@ pub struct Config {
     pub htpasswd: Option<PathBuf>,
     /// First path segments that admit whoever knows them.
     pub secret_paths: Vec<Secret>,
+    /// Names of this mirror, with or without a port, by which everybody is challenged.
+    pub login_hosts: Vec<String>,
 }
 
 /// A text that is never shown.
@@ -91,6 +103,10 @@ pub struct Asker<'a> {
     pub secret_path: bool,
     /// The value of its `Authorization` header.
     pub authorization: Option<&'a str>,
+    /// What it calls this mirror: its `Host` header.
+    pub host: Option<&'a str>,
+    /// What it calls itself: its `User-Agent` header.
+    pub agent: Option<&'a str>,
 }
 
 /// The decision.
@@ -107,6 +123,8 @@ pub enum Verdict {
     Refused,
     /// 503: too many passwords wait to be checked. One that was right before is not kept waiting.
     Busy,
+    /// 429: too many wrong passwords came from that address; the next is looked at after so long.
+    Limited(Duration),
 }
 
 /// Characters of a secret path, at least: eight of this alphabet are more than anyone can try over a network.
@@ -123,6 +141,7 @@ pub struct Access {
     /// Salted hashes of the secrets: who times the comparison learns of hashes that cannot be aimed at.
     secrets: Vec<[u8; 32]>,
     htpasswd: Option<Htpasswd>,
+    login_hosts: Vec<String>,
 }
 
 struct Htpasswd {
@@ -148,6 +167,7 @@ impl Access {
             secrets: config.secret_paths.iter().map(|secret| salt.hash(&[secret.0.as_bytes()])).collect(),
             salt,
             htpasswd: htpasswd.transpose()?,
+            login_hosts: config.login_hosts.clone(),
         })
     }
 
@@ -159,6 +179,11 @@ impl Access {
             *passwords = Arc::new(passwords.renewed(users));
         }
         Ok(())
+    }
+
+    /// The file of users, if there is one.
+    pub fn users_file(&self) -> Option<&Path> {
+        self.htpasswd.as_ref().map(|htpasswd| htpasswd.path.as_path())
     }
 
     /// Splits a secret off the front of a path: `/<secret>/v2/x` is `(true, "/v2/x")`, any other path is `(false, path)`.
@@ -189,11 +214,15 @@ impl Access {
             && let Some((user, password)) = asker.authorization.and_then(basic)
         {
             let passwords = Arc::clone(&htpasswd.passwords.read().unwrap_or_else(PoisonError::into_inner));
-            match passwords.check(&user, &password).await {
+            match passwords.check(asker.ip, &user, &password).await {
                 Checked::Right => return Verdict::Admitted { authenticated: true },
                 Checked::Busy => return Verdict::Busy,
+                Checked::Limited(after) => return Verdict::Limited(after),
                 Checked::Wrong => {}
             }
+        }
+        if self.htpasswd.is_some() && asker.host.is_some_and(|host| self.is_login_host(host)) {
+            return Verdict::Challenge;
         }
         let ip = asker.ip.to_canonical();
         if self.anyone || self.networks.iter().any(|network| network.contains(&ip)) {
@@ -201,6 +230,28 @@ impl Access {
         }
         if self.htpasswd.is_some() { Verdict::Challenge } else { Verdict::Refused }
     }
+
+    /// Whether one that is admitted without a password may be asked for one all the same, to see more: a password would help, and
+    /// this client would send no other than that of this host.
+    pub fn may_challenge(&self, agent: Option<&str>) -> bool {
+        self.htpasswd.is_some() && agent.is_some_and(|agent| !is_classic_dockerd(agent))
+    }
+
+    fn is_login_host(&self, host: &str) -> bool {
+        let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())).map_or(host, |(name, _)| name);
+        self.login_hosts.iter().any(|entry| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(name))
+    }
+}
+
+/// dockerd with the image store of its own. With containerd's it says so, and sends a login to the host that it is for.
+fn is_classic_dockerd(agent: &str) -> bool {
+    agent.starts_with("docker/") && !agent.contains("containerd-client/")
+}
+
+/// Whether a client never asks `/v2/` first, so that it learns only from the answer itself that a password would help: containerd and
+/// what is made of it.
+pub fn asks_no_ping(agent: &str) -> bool {
+    ["containerd/", "containerd-client/", "buildkit/", "nerdctl/"].iter().any(|name| agent.contains(name))
 }
 
 /// The user and the password of a `Basic` header (RFC 7617); None for anything else, which is as good as no header.
@@ -215,6 +266,10 @@ fn basic(header: &str) -> Option<(String, Vec<u8>)> {
     let decoded = BASE64_STANDARD.decode(encoded.trim_start()).ok()?;
     let colon = decoded.iter().position(|byte| *byte == b':')?;
     let user = std::str::from_utf8(&decoded[..colon]).ok()?.to_owned();
+    // What podman sends when it is challenged and has no login.
+    if user.is_empty() && decoded.len() == 1 {
+        return None;
+    }
     Some((user, decoded[colon + 1..].to_vec()))
 }
 

@@ -10,14 +10,18 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use millpond::cache::audit;
 use millpond::config::{Config, Loaded, Mistakes, Sources, load};
+use millpond::observe::Metrics;
 use millpond::serve::Server;
+use millpond::upstream::Upstreams;
+
+pub(crate) mod doctor;
 
 /// How millpond ends: `sysexits.h`, which service managers know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Stopped because it was asked to, or had nothing more to do.
     Clean = 0,
-    /// `millpond verify` found something.
+    /// `millpond verify` or `millpond doctor` found something.
     Findings = 1,
     /// `EX_USAGE`: the command line or the configuration is wrong. Starting again cannot help.
     Usage = 64,
@@ -50,6 +54,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Hash everything in the data folder and hold its parts against each other, also beside a running server
     Verify(Verify),
+    /// Show how each client of this machine is set up, try the mirror as they would, and say what is wrong; changes nothing
+    Doctor(doctor::Doctor),
 }
 
 /// `millpond serve`.
@@ -109,6 +115,10 @@ pub(crate) fn configure(serve: Serve) -> Result<Config, Exit> {
 pub(crate) fn check(check: Check) -> Exit {
     match load_chosen(check.chosen, None) {
         Ok(loaded) => {
+            // What stands in the files that are named is a part of what is configured.
+            if let Err(mistakes) = Upstreams::build(&loaded.config.upstreams, Metrics::new()) {
+                return complain(&format_args!("{mistakes}\n"));
+            }
             // A reader that has seen enough (`| head`) is no reason to fail.
             let _ = io::stdout().write_all(loaded.effective().as_bytes());
             Exit::Clean

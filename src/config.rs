@@ -52,6 +52,12 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(60 * 60);
 /// The longest `cache.tag_ttl` and `cache.max_stale`: ten years of 365.25 days, so that no sum with a time can overflow.
 pub const AGE_MAX: Duration = Duration::from_secs(10 * 31_557_600);
 
+/// The fewest `connections` of an upstream: one for blobs, one for all else.
+const CONNECTIONS_MIN: usize = 2;
+
+/// The most: more open files than a process has by default.
+const CONNECTIONS_MAX: usize = 1024;
+
 /// Everything millpond can be told, valid as a whole.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -100,7 +106,8 @@ impl Loaded {
 /// Merges the sources and reads every key. Touches the disk only to see that the files that are named can be read.
 pub fn load(sources: &Sources) -> Result<Loaded, Mistakes> {
     let mut reader = read(sources);
-    let config = everything(&mut reader.root());
+    let environment = reader.proxies(&sources.env);
+    let config = everything(&mut reader.root(), environment);
     reader.look_for_single_underscores(&sources.env);
     let lines = reader.finish()?;
     Ok(Loaded { config, title: layers::title(sources), lines })
@@ -112,12 +119,12 @@ fn read(sources: &Sources) -> Reader {
     Reader::new(merged, mistakes)
 }
 
-fn everything(root: &mut Section) -> Config {
+fn everything(root: &mut Section, environment: upstream::proxy::Environment) -> Config {
     let log = root.value("log", "auto", values::log);
     let server = server(&mut root.table("server"));
     let access = access(&mut root.table("access"));
     let (cache, pull) = cache(&mut root.table("cache"));
-    let upstreams = upstreams(&mut root.table("upstreams"));
+    let upstreams = upstreams(&mut root.table("upstreams"), environment);
     Config { server, access, cache, pull, upstreams, log }
 }
 
@@ -153,6 +160,7 @@ fn access(section: &mut Section) -> access::Config {
         networks: section.list("networks", &[], values::network),
         htpasswd: section.optional("htpasswd", values::file),
         secret_paths: section.secrets("secret_paths", values::secret),
+        login_hosts: section.list("login_hosts", &[], values::host),
     }
 }
 
@@ -180,12 +188,12 @@ fn cache(section: &mut Section) -> (cache::Config, pull::Config) {
     (cache::Config { tag_life: pull.tag_ttl + pull.max_stale, ..cache }, pull)
 }
 
-fn upstreams(section: &mut Section) -> upstream::Config {
-    let mut config = upstream::Config::default();
+fn upstreams(section: &mut Section, environment: upstream::proxy::Environment) -> upstream::Config {
+    let mut config = upstream::Config { environment, ..upstream::Config::default() };
     for name in section.names() {
         match Registry::parse(&name) {
             Ok(registry) => {
-                let settings = upstream(&registry, &mut section.table(&name));
+                let settings = upstream(&registry, &mut section.table(&name), &config.environment);
                 config.upstreams.insert(registry, settings);
             }
             Err(invalid) => section.refuse(&name, &invalid.to_string()),
@@ -194,22 +202,62 @@ fn upstreams(section: &mut Section) -> upstream::Config {
     config
 }
 
-fn upstream(registry: &Registry, section: &mut Section) -> upstream::Settings {
-    section.need_each_other("username", "password_file");
+fn upstream(registry: &Registry, section: &mut Section, environment: &upstream::proxy::Environment) -> upstream::Settings {
     let its_own_host = format!("https://{registry}");
     let endpoints = section.list("endpoints", &[&its_own_host], values::endpoint);
     if endpoints.is_empty() && !section.is_mistaken("endpoints") {
         section.mistake("endpoints", format!("is empty; write for example [\"{its_own_host}\"]"));
     }
-    let username = section.optional("username", values::username);
-    let password_file = section.optional("password_file", values::file);
     upstream::Settings {
-        endpoints,
-        credentials: username.zip(password_file).map(|(username, password_file)| upstream::Credentials { username, password_file }),
+        credentials: credentials(section),
         private: section.value("private", "authenticated", values::private),
         auth_hosts: section.list("auth_hosts", &[], values::host),
         ca_file: section.optional("ca_file", values::file),
+        client_certificate: client_certificate(section),
+        proxy: proxy(section, &endpoints, environment),
+        repositories: upstream::Repositories {
+            allow: section.list("allow", &[], upstream::Pattern::parse),
+            deny: section.list("deny", &[], upstream::Pattern::parse),
+        },
+        connections: section.count("connections", upstream::CONNECTIONS, CONNECTIONS_MIN..=CONNECTIONS_MAX),
+        endpoints,
         parallel: section.count("parallel", upstream::PARALLEL, 1..=PARALLEL_MAX),
         bandwidth: section.optional("bandwidth", values::bandwidth),
+        search: section.optional("search", values::search).flatten(),
     }
+}
+
+fn credentials(section: &mut Section) -> Option<upstream::Credentials> {
+    if section.has("docker_config") {
+        for key in ["username", "password_file"] {
+            section.refuse(key, "cannot stand beside docker_config, which has the login");
+        }
+    }
+    section.need_each_other("username", "password_file");
+    let username = section.optional("username", values::username);
+    let password_file = section.optional("password_file", values::file);
+    let config = section.optional("docker_config", values::file).map(|config| upstream::Credentials::Docker { config });
+    let password = username.zip(password_file);
+    config.or(password.map(|(username, password_file)| upstream::Credentials::Password { username, password_file }))
+}
+
+fn client_certificate(section: &mut Section) -> Option<upstream::ClientCertificate> {
+    section.need_each_other("client_cert", "client_key");
+    let cert = section.optional("client_cert", values::file);
+    let key = section.optional("client_key", values::file);
+    cert.zip(key).map(|(cert, key)| upstream::ClientCertificate { cert, key })
+}
+
+/// Where nobody wrote one, `check` says which the environment names for the first endpoint.
+fn proxy(section: &mut Section, endpoints: &[url::Url], environment: &upstream::proxy::Environment) -> upstream::Via {
+    if !section.has("proxy")
+        && let Some((proxy, variable)) = endpoints.first().and_then(|url| environment.proxy_of(url))
+    {
+        section.note("proxy", &proxy.shown(), environment::origin(variable));
+    }
+    let shown = |via: &upstream::Via| match via {
+        upstream::Via::Proxy(proxy) => proxy.shown(),
+        upstream::Via::Direct | upstream::Via::Environment => "none".to_owned(),
+    };
+    section.masked("proxy", shown, values::proxy).unwrap_or_default()
 }

@@ -76,6 +76,11 @@ pub struct Limits {
     /// How long, without progress, a body that broke off waits in all for an upstream that limits requests (429). Two times
     /// the longest `Retry-After` that is obeyed.
     pub limited: Duration,
+    /// How long a content is not asked for that came wrong twice in a row from everywhere; it doubles from there. Longer than
+    /// the pauses in which clients try again by themselves, short for somebody who has just mended it.
+    pub refuted: Duration,
+    /// The longest that this grows to: one transfer in so much time is what a content that nobody mends costs its upstream.
+    pub refuted_max: Duration,
     /// How long a reader may keep a full window waiting before it is cut off, and a blob that cannot be stored may wait for a
     /// window.
     pub stall: Duration,
@@ -95,6 +100,8 @@ impl Default for Limits {
             progress: 16 << 10,
             pause: Duration::from_millis(200),
             limited: Duration::from_secs(120),
+            refuted: Duration::from_secs(10),
+            refuted_max: Duration::from_secs(300),
             stall: Duration::from_secs(15),
             windows: 128 << 20,
         }

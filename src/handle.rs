@@ -1,22 +1,23 @@
 //! One request in, one response out: route → access → pull → reply, told in one line when it is over.
 
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, USER_AGENT};
 use hyper::{Method, Request};
 
 use crate::access::{self, Access, Verdict};
 use crate::listen::{self, Client};
 use crate::observe::{Kind, Line, Metrics, Outcome, Subject};
 use crate::oci::{Digest, Registry, Repository};
-use crate::pull::{Asker, BlobAnswer, Pull};
+use crate::pull::{self, Asker, BlobAnswer, Pull};
 use crate::reply::{self, Again, Asked, Content, Problem, Response};
 use crate::route::{Known, Route, Routed, route};
-use crate::upstream::Upstreams;
+use crate::upstream::{self, Upstreams};
 
 /// What a request needs.
 pub struct Handler {
@@ -38,14 +39,26 @@ impl Handler {
         Self { access, upstreams, pull, metrics }
     }
 
-    /// Reads the password files again; what is wrong is logged, and the old ones stay in use.
+    /// Reads logins and client certificates again; what is wrong is logged, and the old ones stay in use.
     pub fn reload(&self) {
-        if let Err(error) = self.access.reload() {
+        self.reload_users();
+        if let Err(error) = self.upstreams.reload() {
+            tracing::error!(%error, "a file of an upstream cannot be read again; the old login or certificate stays");
+        }
+    }
+
+    /// Reads the list of users again; false, and a line in the log, when the old one stays in use.
+    pub fn reload_users(&self) -> bool {
+        let read = self.access.reload();
+        if let Err(error) = &read {
             tracing::error!(%error, "the htpasswd file cannot be read again; the old users stay");
         }
-        if let Err(error) = self.upstreams.reload() {
-            tracing::error!(%error, "an upstream's password file cannot be read again; the old password stays");
-        }
+        read.is_ok()
+    }
+
+    /// The list of users, if there is one.
+    pub fn users_file(&self) -> Option<PathBuf> {
+        self.access.users_file().map(Path::to_owned)
     }
 
     /// Answers a request. A panic in it ends this request and nothing else.
@@ -80,60 +93,90 @@ impl Handler {
         routed: Result<&Routed, crate::route::NoRoute>,
     ) -> Result<Response, Problem> {
         listen::check(request).map_err(Problem::Request)?;
-        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let asker = access::Asker { ip: client.addr.ip(), certificate: client.certificate, secret_path: !secret.is_empty(), authorization };
+        let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let agent = text(USER_AGENT);
+        let asker = access::Asker {
+            ip: client.addr.ip(),
+            certificate: client.certificate,
+            secret_path: !secret.is_empty(),
+            authorization: text(AUTHORIZATION),
+            host: request.uri().authority().map(hyper::http::uri::Authority::as_str).or_else(|| text(HOST)),
+            agent,
+        };
         let asker = match self.access.judge(asker).await {
             Verdict::Admitted { authenticated } => Asker { authenticated },
             Verdict::Challenge => return Err(Problem::Challenge),
             Verdict::Refused => return Err(Problem::Refused),
             Verdict::Busy => return Err(Problem::Busy),
+            Verdict::Limited(after) => return Err(Problem::Limited(after)),
         };
         let routed = routed.map_err(Problem::Route)?;
+        let hops = self.upstreams.hops(request.headers()).map_err(|upstream::Loop| Problem::Pull(pull::Error::Loop))?;
+        let pull = self.pull.behind(hops);
         let asked = Asked::new(request.method(), request.version(), request.headers());
-        self.serve(asker, routed, secret, &asked).await.map_err(Problem::Pull)
-    }
-
-    async fn serve(&self, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, crate::pull::Error> {
-        Ok(match &routed.route {
-            Route::Ping => reply::ping(),
-            Route::Manifest(repository, reference) => {
-                let answer = self.pull.manifest(asker, repository, reference, asked.head).await?;
-                reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
-            }
-            Route::Blob(repository, digest) => {
-                let answer = self.pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
-                let again = self.again(asker, repository, digest);
-                reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
-            }
-            Route::Tags { repository, n, last } => {
-                let answer = self.pull.tags(asker, repository, *n, last.as_deref()).await?;
-                // The link must lead back by the way the client came.
-                let base = format!("{secret}{}", routed.base(repository));
-                reply::tags(&answer, repository.name.as_str(), &base, routed.namespace.as_ref())
-            }
-            Route::Referrers { repository, digest, artifact_types } => {
-                reply::referrers(self.pull.referrers(asker, repository, digest, artifact_types).await?)
-            }
+        let invited = !asker.authenticated && is_by_name(routed) && self.access.may_challenge(agent);
+        if invited && routed.route == Route::Ping {
+            return Err(Problem::Challenge);
+        }
+        let served = serve(&pull, asker, routed, secret, &asked).await;
+        served.map_err(|error| {
+            if invited && error.is_absence() && agent.is_some_and(access::asks_no_ping) { Problem::Challenge } else { Problem::Pull(error) }
         })
     }
 }
 
-impl Handler {
-    /// How a body asks for its blob anew when the disk fails it.
-    fn again(&self, asker: Asker, repository: &Repository, digest: &Digest) -> Again {
-        let (pull, repository, digest) = (self.pull.clone(), repository.clone(), *digest);
-        Arc::new(move |at| {
-            let (pull, repository) = (pull.clone(), repository.clone());
-            Box::pin(async move {
-                match pull.blob(asker, &repository, &digest, at, false).await.ok()?.content {
-                    BlobAnswer::Memory(bytes) => Some(Content::Memory(bytes)),
-                    BlobAnswer::Whole(blob) => Some(Content::Whole(blob)),
-                    BlobAnswer::Growing(growing) => Some(Content::Growing(growing)),
-                    BlobAnswer::Size(_) => None,
-                }
-            })
+/// What is asked for, from whoever has it.
+async fn serve(pull: &Pull, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, pull::Error> {
+    Ok(match &routed.route {
+        Route::Ping => reply::ping(),
+        Route::SearchPing => reply::search_ping(),
+        Route::Search { term, n, page } => reply::search(&pull.search(asker, term, *n, *page).await, term, *n, *page),
+        Route::Catalog { registry, n, last } => {
+            let answer = pull.catalog(asker, registry.as_ref(), *n, last.as_deref()).await?;
+            let prefix = routed.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
+            reply::catalog(&answer, *n, &format!("{secret}{prefix}"), routed.namespace.as_ref())
+        }
+        Route::Manifest(repository, reference) => {
+            let answer = pull.manifest(asker, repository, reference, asked.head).await?;
+            reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
+        }
+        Route::Blob(repository, digest) => {
+            let answer = pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
+            let again = again(pull, asker, repository, digest);
+            reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
+        }
+        Route::Tags { repository, n, last } => {
+            let answer = pull.tags(asker, repository, *n, last.as_deref()).await?;
+            // The link must lead back by the way the client came.
+            let base = format!("{secret}{}", routed.base(repository));
+            reply::tags(&answer, repository.name.as_str(), &base, routed.namespace.as_ref())
+        }
+        Route::Referrers { repository, digest, artifact_types } => {
+            reply::referrers(pull.referrers(asker, repository, digest, artifact_types).await?)
+        }
+    })
+}
+
+/// How a body asks for its blob anew when the disk fails it.
+fn again(pull: &Pull, asker: Asker, repository: &Repository, digest: &Digest) -> Again {
+    let (pull, repository, digest) = (pull.clone(), repository.clone(), *digest);
+    Arc::new(move |at| {
+        let (pull, repository) = (pull.clone(), repository.clone());
+        Box::pin(async move {
+            match pull.blob(asker, &repository, &digest, at, false).await.ok()?.content {
+                BlobAnswer::Memory(bytes) => Some(Content::Memory(bytes)),
+                BlobAnswer::Whole(blob) => Some(Content::Whole(blob)),
+                BlobAnswer::Growing(growing) => Some(Content::Growing(growing)),
+                BlobAnswer::Size(_) => None,
+            }
         })
-    }
+    })
+}
+
+/// Whether a client that asks like this was told this mirror's own name by its user (`docker pull mirror:5000/team/app`), as far as can be
+/// seen: what says which registry it stands for was written into the settings of a mirror.
+fn is_by_name(routed: &Routed) -> bool {
+    routed.namespace.is_none() && routed.prefix.is_none()
 }
 
 fn subject(method: &Method, routed: Option<&Routed>) -> Subject {
@@ -142,7 +185,8 @@ fn subject(method: &Method, routed: Option<&Routed>) -> Subject {
     let reference = match route {
         Some(Route::Manifest(_, reference)) => reference.to_string(),
         Some(Route::Blob(_, digest) | Route::Referrers { digest, .. }) => digest.to_string(),
-        Some(Route::Tags { .. } | Route::Ping) | None => String::new(),
+        // What people look for is theirs.
+        Some(Route::Tags { .. } | Route::Ping | Route::SearchPing | Route::Search { .. } | Route::Catalog { .. }) | None => String::new(),
     };
     Subject {
         method: method.to_string(),

@@ -36,9 +36,12 @@
 //!    `it::disk::whatever_became_of_the_index_the_mirror_serves_at_once`,
 //!    `it::disk::a_tag_whose_manifest_was_evicted_goes_and_one_that_can_be_served_stays_whatever_its_age`
 //! 7. Only configured upstreams are contacted; credentials reach exactly the host they are for; private content only those
-//!    who may. `it::pull::what_is_not_configured_is_not_contacted`,
+//!    who may; what the operator denies nobody. `it::pull::what_is_not_configured_is_not_contacted`,
 //!    `it::faults::a_password_goes_to_the_token_service_and_nowhere_else`,
 //!    `it::faults::no_private_address_is_gone_to_however_it_is_spelled`,
+//!    `it::upstream::a_redirect_through_a_proxy_leads_to_no_address_of_the_private_network`,
+//!    `it::upstream::it_is_shown_to_the_endpoints_and_not_where_they_redirect_to`,
+//!    `it::upstream::what_is_denied_is_refused_at_once_also_when_it_is_held`,
 //!    `it::private::what_is_private_does_not_exist_for_strangers_before_it_is_held_and_after`,
 //!    `it::private::a_name_in_a_manifest_gives_nothing_private`,
 //!    `it::private::a_registry_gets_nothing_of_another_by_claiming_it`,
@@ -75,6 +78,8 @@ pub mod fill;
 pub mod reply;
 
 pub mod admin;
+
+pub mod doctor;
 
 pub mod observe;
 

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(args)) => serve(args).unwrap_or_else(|exit| exit),
         Ok(Command::Check(args)) => cli::check(args),
         Ok(Command::Verify(args)) => cli::verify(args),
+        Ok(Command::Doctor(args)) => cli::doctor::examine(args),
         Err(exit) => exit,
     };
     exit.into()
@@ -84,7 +85,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Reads certificates and passwords again at each SIGHUP.
+/// Reads certificates and logins again at each SIGHUP.
 fn reload_signal(reload: Reload) -> io::Result<impl Future<Output = ()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {

@@ -85,6 +85,10 @@ pub enum Kind {
     Referrers,
     /// A token for an upstream.
     Token,
+    /// A search.
+    Search,
+    /// The list of what is held.
+    Catalog,
     /// `/v2/`.
     Ping,
     /// Anything else, such as a bad request.
@@ -100,6 +104,8 @@ impl Kind {
             Self::Tags => "tags",
             Self::Referrers => "referrers",
             Self::Token => "token",
+            Self::Search => "search",
+            Self::Catalog => "catalog",
             Self::Ping => "ping",
             Self::Other => "other",
         }

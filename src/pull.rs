@@ -15,7 +15,7 @@ use crate::cache::{Blob, Cache, Failure, Growing, HeldManifest};
 use crate::fill;
 use crate::observe::{Kind, Outcome};
 use crate::oci::{Digest, MediaType, Reference, Repository};
-use crate::upstream::{Upstream, Upstreams};
+use crate::upstream::{Hops, Upstream, Upstreams, Why};
 
 mod blob;
 mod custody;
@@ -24,12 +24,16 @@ mod lists;
 mod manifest;
 mod memory;
 mod private;
+mod refuted;
+mod search;
 mod tag;
 
 pub use lists::{Referrers, Tags};
+pub use search::{Catalog, Found, RESULTS_MAX, Search};
 
 use memory::Memory;
 use private::What;
+use refuted::Refuted;
 
 /// How tags are believed: a part of the `[cache]` section.
 #[derive(Debug, Clone)]
@@ -42,9 +46,9 @@ pub struct Config {
     pub offline: bool,
 }
 
-/// Everything that answers a pull. Cheap to clone.
+/// Everything that answers a pull, and the mirrors in whose name it asks. Cheap to clone.
 #[derive(Clone)]
-pub struct Pull(Arc<Inner>);
+pub struct Pull(Arc<Inner>, Hops);
 
 struct Inner {
     config: Config,
@@ -109,6 +113,9 @@ pub enum Error {
     /// held of it is not thrown away.
     #[error("not shown")]
     NotShown(Kind),
+    /// The operator does not let this mirror serve the repository.
+    #[error("not served here")]
+    NotServed,
     /// It is not held here and millpond is told to ask nobody.
     #[error("not held, and this mirror is offline")]
     Offline(Kind),
@@ -121,12 +128,18 @@ pub enum Error {
     /// The upstream cannot be reached.
     #[error("the upstream cannot be reached")]
     Unavailable,
+    /// The request came through this mirror before, or would.
+    #[error("the upstream asks this mirror")]
+    Loop,
     /// The upstream did not answer in time.
     #[error("the upstream did not answer in time")]
     Timeout,
     /// The upstream's answer cannot be used: wrong bytes, a broken protocol, a forbidden redirect.
     #[error("the upstream sent something that cannot be used")]
     BadUpstream,
+    /// What the upstream sent for it was wrong again and again: it is not asked for that for so long.
+    #[error("the upstream has it wrong")]
+    Refuted(Duration),
     /// millpond is stopping, or has a fault.
     #[error("given up")]
     Abandoned,
@@ -138,6 +151,11 @@ impl Error {
         matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Denied)
     }
 
+    /// Whether the client is told that it does not exist here. Perhaps it does, for others.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::NotShown(_) | Self::Offline(_))
+    }
+
     /// What a fill's failure means for a blob's client.
     pub fn of_fill(failure: &Failure) -> Self {
         match failure {
@@ -145,8 +163,10 @@ impl Error {
             Failure::Denied => Self::Denied,
             Failure::RateLimited(after) => Self::RateLimited(*after),
             Failure::Unavailable => Self::Unavailable,
+            Failure::Loop => Self::Loop,
             Failure::Timeout => Self::Timeout,
             Failure::Corrupt => Self::BadUpstream,
+            Failure::Refuted(wait) => Self::Refuted(*wait),
             Failure::Abandoned | Failure::Behind | Failure::Disk(_) => Self::Abandoned,
         }
     }
@@ -160,6 +180,7 @@ impl Error {
             From::Denied { authenticated: false, .. } => Self::NotShown(kind),
             From::Denied { authenticated: true, .. } => Self::Denied,
             From::RateLimited { retry_after, .. } => Self::RateLimited(*retry_after),
+            From::Unavailable { why: Why::Loop, .. } => Self::Loop,
             From::Unavailable { .. } => Self::Unavailable,
             From::Timeout { .. } => Self::Timeout,
             From::BadAnswer { .. } | From::RefusedTarget { .. } => Self::BadUpstream,
@@ -170,8 +191,16 @@ impl Error {
 impl Pull {
     /// Puts the parts together.
     pub fn new(config: Config, cache: Cache, upstreams: Upstreams, fills: fill::Context, tasks: TaskTracker) -> Self {
-        let memory = Memory::new(config.tag_ttl, &fills.stop);
-        Self(Arc::new(Inner { config, cache, upstreams, fills, tasks, keeps: TaskTracker::new(), memory }))
+        let refuted = Refuted::new(fills.limits.refuted, fills.limits.refuted_max);
+        let memory = Memory::new(config.tag_ttl, refuted, &fills.stop);
+        let inner = Inner { config, cache, upstreams, fills, tasks, keeps: TaskTracker::new(), memory };
+        Self(Arc::new(inner), Hops::default())
+    }
+
+    /// The same for a request that came through these mirrors.
+    #[must_use]
+    pub fn behind(&self, hops: Hops) -> Self {
+        Self(Arc::clone(&self.0), hops)
     }
 
     /// Waits until everything that was answered is on the disk. For the stop: nothing is answered any more.
@@ -213,9 +242,11 @@ impl Pull {
         self.blob_get(asker, &upstream, repository, digest, from).await
     }
 
-    /// The router lets only configured registries through; this says so in the type.
+    /// The router lets only configured registries through; this says so in the type. Comes before everything else: of what the
+    /// operator does not let be served nothing that is held is shown either.
     fn upstream(&self, repository: &Repository, kind: Kind) -> Result<Upstream, Error> {
-        self.0.upstreams.get(&repository.registry).cloned().ok_or(Error::NotFound(kind))
+        let upstream = self.0.upstreams.get(&repository.registry).ok_or(Error::NotFound(kind))?;
+        if upstream.admits(&repository.name) { Ok(upstream.behind(&self.1)) } else { Err(Error::NotServed) }
     }
 
     fn offline(&self) -> bool {

@@ -19,9 +19,11 @@ use crate::route::NoRoute;
 
 mod body;
 mod range;
+mod search;
 
 pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
+pub use search::{catalog, search, search_ping};
 
 /// A response, ready to be sent.
 pub type Response = hyper::Response<Body>;
@@ -239,6 +241,8 @@ pub enum Problem {
     Refused,
     /// Too many passwords wait to be checked.
     Busy,
+    /// Too many wrong passwords came from there; the next is looked at after so long.
+    Limited(Duration),
     /// A fault of millpond's own.
     Internal,
 }
@@ -267,12 +271,13 @@ pub fn problem(problem: &Problem, id: &str) -> Response {
         }
         Problem::Request(_) => set(&mut response, header::CONNECTION, "close"),
         Problem::Challenge => set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
-        Problem::Pull(pull::Error::RateLimited(after)) => {
+        Problem::Limited(after) | Problem::Pull(pull::Error::RateLimited(after) | pull::Error::Refuted(after)) => {
             set(&mut response, header::RETRY_AFTER, &retry_after(*after));
         }
         _ => {}
     }
     let outcome = match problem {
+        Problem::Pull(pull::Error::NotServed) => Outcome::Local,
         Problem::Pull(pull::Error::NotFound(_) | pull::Error::NotShown(_) | pull::Error::Offline(_) | pull::Error::Denied) => Outcome::Miss,
         Problem::Pull(_) => Outcome::Failed,
         _ => Outcome::Local,
@@ -289,6 +294,9 @@ fn verdict(problem: &Problem) -> Verdict {
         Problem::Challenge => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required"),
         Problem::Refused => (StatusCode::FORBIDDEN, "DENIED", "this mirror does not serve your address; ask its operator"),
         Problem::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "too many logins are being checked; try again"),
+        Problem::Limited(_) => {
+            (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "too many wrong passwords from your address; try again later")
+        }
         Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "millpond has a fault"),
     };
     Verdict { status, code, message: message.to_owned() }
@@ -315,7 +323,7 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
     let unknown = |kind: &Kind| match kind {
         Kind::Manifest => "MANIFEST_UNKNOWN",
         Kind::Blob => "BLOB_UNKNOWN",
-        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
+        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Search | Kind::Catalog | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
     };
     let (status, code, message) = match error {
         pull::Error::NotFound(kind) | pull::Error::NotShown(kind) => {
@@ -324,6 +332,12 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
         pull::Error::Offline(kind) => {
             (StatusCode::NOT_FOUND, unknown(kind), "it is not held here, and this mirror is set to ask no registry (cache.offline)")
         }
+        // Docker and containerd go on to their next host, podman shows the text.
+        pull::Error::NotServed => (
+            StatusCode::FORBIDDEN,
+            "DENIED",
+            "this mirror does not serve this repository (allow and deny of its upstream); ask its operator",
+        ),
         pull::Error::Denied => (StatusCode::FORBIDDEN, "DENIED", "the registry refuses it to this mirror's login"),
         pull::Error::RateLimited(_) => {
             (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "the registry limits this mirror's requests; try again later")
@@ -331,10 +345,18 @@ fn pull_verdict(error: &pull::Error) -> Verdict {
         pull::Error::Unavailable => {
             (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the registry cannot be reached, and it is not held here")
         }
+        pull::Error::Loop => {
+            (StatusCode::LOOP_DETECTED, "UNAVAILABLE", "an endpoint of this mirror leads back to it: its operator has to take that out")
+        }
         pull::Error::Timeout => {
             (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry did not answer in time, and it is not held here")
         }
         pull::Error::BadUpstream => (StatusCode::BAD_GATEWAY, "MANIFEST_INVALID", "the registry sent something that cannot be used"),
+        pull::Error::Refuted(_) => (
+            StatusCode::BAD_GATEWAY,
+            "MANIFEST_INVALID",
+            "what the registry sends for it is wrong again and again; it is asked again in a while",
+        ),
         pull::Error::Abandoned => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "this mirror gave the request up; try again"),
     };
     Verdict { status, code, message: message.to_owned() }

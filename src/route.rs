@@ -23,6 +23,19 @@ use crate::oci::{Digest, Invalid, Name, PAGE_MAX, Reference, Registry, Repositor
 /// The longest path and query that is looked at, in bytes: four times what the longest valid one needs.
 pub const TARGET_BYTES_MAX: usize = 8 << 10;
 
+/// Repositories of a page of the catalog unless another number is asked for, as Docker's own registry has it.
+const CATALOG_DEFAULT: u32 = 100;
+
+/// The longest term that is searched for, in bytes: that of a repository's name.
+const TERM_BYTES_MAX: usize = 255;
+
+/// Results of a page of a search: unless another number is asked for, and at the most, as Docker Hub has it.
+const RESULTS_DEFAULT: u32 = 25;
+const RESULTS_MAX: u32 = 100;
+
+/// The last page of a search that may be asked for: nobody turns a hundred pages.
+const PAGES_MAX: u32 = 100;
+
 /// Filters that one referrers request may have.
 const ARTIFACT_TYPES_MAX: usize = 16;
 
@@ -52,6 +65,26 @@ pub enum Route {
         digest: Digest,
         /// Only these types; none is all.
         artifact_types: Vec<String>,
+    },
+    /// `/v2/_catalog`: what is held, of all registries or of one.
+    Catalog {
+        /// Of which registry.
+        registry: Option<Registry>,
+        /// How many at the most.
+        n: u32,
+        /// After which repository.
+        last: Option<String>,
+    },
+    /// `/v1/_ping`: is there a search?
+    SearchPing,
+    /// `/v1/search`.
+    Search {
+        /// For what.
+        term: String,
+        /// Results of a page.
+        n: u32,
+        /// Which page, from 1 on.
+        page: u32,
     },
 }
 
@@ -107,7 +140,9 @@ impl Routed {
     /// What the log and the metrics call it.
     pub fn kind(&self) -> Kind {
         match self.route {
-            Route::Ping => Kind::Ping,
+            Route::Ping | Route::SearchPing => Kind::Ping,
+            Route::Catalog { .. } => Kind::Catalog,
+            Route::Search { .. } => Kind::Search,
             Route::Manifest(..) => Kind::Manifest,
             Route::Blob(..) => Kind::Blob,
             Route::Tags { .. } => Kind::Tags,
@@ -127,7 +162,7 @@ impl Route {
     /// Whose content, if any.
     pub fn repository(&self) -> Option<&Repository> {
         match self {
-            Self::Ping => None,
+            Self::Ping | Self::Catalog { .. } | Self::SearchPing | Self::Search { .. } => None,
             Self::Manifest(repository, _)
             | Self::Blob(repository, _)
             | Self::Tags { repository, .. }
@@ -141,6 +176,9 @@ pub fn route(method: &Method, path: &str, query: Option<&str>, known: &impl Know
     if path.len() + query.map_or(0, str::len) > TARGET_BYTES_MAX {
         return Err(NoRoute::TooLong);
     }
+    if let Some(rest) = path.strip_prefix("/v1/") {
+        return search(method, rest, query);
+    }
     let (prefix, rest) = split_prefix(path)?;
     if method != Method::GET && method != Method::HEAD {
         return Err(NoRoute::Method);
@@ -150,11 +188,38 @@ pub fn route(method: &Method, path: &str, query: Option<&str>, known: &impl Know
     if rest.is_empty() || rest == "/" {
         return Ok(Routed { route: Route::Ping, namespace: None, prefix, in_name: false });
     }
+    if rest == "/_catalog" {
+        let resolve = |named: &Registry| known.registry(named).ok_or(NoRoute::Registry);
+        let registry = match (prefix.as_ref().map(resolve).transpose()?, query.namespace.as_ref().map(resolve).transpose()?) {
+            (Some(prefix), Some(namespace)) if prefix != namespace => return Err(NoRoute::Conflict),
+            (prefix, namespace) => prefix.or(namespace),
+        };
+        let route = Route::Catalog { registry, n: query.n.unwrap_or(CATALOG_DEFAULT), last: query.last };
+        return Ok(Routed { route, namespace: query.namespace, prefix, in_name: false });
+    }
     let segments = rest.strip_prefix('/').ok_or(NoRoute::Path)?.split('/').map(decode).collect::<Result<Vec<_>, _>>()?;
     let (name, endpoint) = split_endpoint(&segments)?;
     let (repository, in_name) = repository(name, prefix.as_ref(), query.namespace.as_ref(), known)?;
     let route = endpoint.on(repository, query.n, query.last, query.artifact_types)?;
     Ok(Routed { route, namespace: query.namespace, prefix, in_name })
+}
+
+/// What is under `/v1/`: the search of Docker's first registry protocol, which its clients still use, and nothing else of it.
+fn search(method: &Method, rest: &str, query: Option<&str>) -> Result<Routed, NoRoute> {
+    if method != Method::GET && method != Method::HEAD {
+        return Err(NoRoute::Method);
+    }
+    let query = Query::parse(query)?;
+    let route = match rest {
+        "_ping" => Route::SearchPing,
+        "search" => {
+            let term = query.term.filter(|term| term.len() <= TERM_BYTES_MAX).ok_or(NoRoute::Query)?;
+            let n = query.n.unwrap_or(RESULTS_DEFAULT).clamp(1, RESULTS_MAX);
+            Route::Search { term, n, page: query.page.unwrap_or(1).clamp(1, PAGES_MAX) }
+        }
+        _ => return Err(NoRoute::Path),
+    };
+    Ok(Routed { route, namespace: None, prefix: None, in_name: false })
 }
 
 /// Splits `[/<registry>]/v2<rest>`.
@@ -256,6 +321,8 @@ struct Query {
     n: Option<u32>,
     last: Option<String>,
     artifact_types: Vec<String>,
+    term: Option<String>,
+    page: Option<u32>,
 }
 
 impl Query {
@@ -277,6 +344,8 @@ impl Query {
                     query.namespace = Some(named);
                 }
                 "n" => query.n = Some(value()?.parse::<u32>().map_err(|_| NoRoute::Page)?.min(PAGE_MAX)),
+                "page" => query.page = value()?.parse::<u32>().ok(),
+                "q" => query.term = Some(value()?.trim().to_owned()).filter(|term| !term.is_empty()),
                 "last" => query.last = Some(value()?).filter(|last| !last.is_empty()),
                 "artifactType" if query.artifact_types.len() < ARTIFACT_TYPES_MAX => query.artifact_types.push(value()?),
                 "artifactType" => return Err(NoRoute::Query),
@@ -387,8 +456,18 @@ mod tests {
             "/v2/a/blobs/sha256:../../../../etc/passwd",
             "/v2/a/blobs/sha256:abc",
             "/v2/a/blobs/uploads/",
-            "/v2/_catalog",
             "/v2/%5fcatalog",
+            "/v2/_catalog/",
+            "/v2/_catalog?n=x",
+            "/v2/_catalog?ns=evil.test",
+            "/ghcr.io/v2/_catalog?ns=docker.io",
+            "/v1/",
+            "/v1/search",
+            "/v1/search?q=",
+            "/v1/search?q=%1b",
+            "/v1/search?q=x&n=x",
+            "/v1/users/",
+            "/ghcr.io/v1/search?q=x",
             "/v2/a/foo/bar",
             "/v2/a/tags/list?n=x",
             "/v2/a/tags/list?n=-1",
@@ -421,6 +500,30 @@ mod tests {
         assert_eq!((n, last.as_deref()), (Some(PAGE_MAX), Some("x+y")));
         let Route::Tags { n, .. } = get("/v2/a/tags/list?n=0").expect("a page").route else { panic!("tags") };
         assert_eq!(n, Some(0));
+    }
+
+    #[test]
+    fn the_catalog_is_of_all_or_of_one() {
+        let catalog = |target: &str| match get(target).expect(target).route {
+            Route::Catalog { registry, n, last } => (registry.map(|registry| registry.to_string()), n, last),
+            other => panic!("{target}: {other:?}"),
+        };
+        assert_eq!(catalog("/v2/_catalog"), (None, CATALOG_DEFAULT, None));
+        assert_eq!(catalog("/v2/_catalog?ns=index.docker.io&n=5&last=a%2Fb"), (Some("docker.io".into()), 5, Some("a/b".into())));
+        assert_eq!(catalog("/ghcr.io/v2/_catalog?n=2147483647"), (Some("ghcr.io".into()), PAGE_MAX, None));
+    }
+
+    #[test]
+    fn a_search_is_bounded() {
+        let search = |target: &str| match get(target).expect(target).route {
+            Route::Search { term, n, page } => (term, n, page),
+            other => panic!("{target}: {other:?}"),
+        };
+        assert_eq!(get("/v1/_ping").expect("routed").route, Route::SearchPing);
+        assert_eq!(search("/v1/search?q=my+sql&n=25"), ("my sql".into(), 25, 1));
+        assert_eq!(search("/v1/search?q=a&n=0&page=0"), ("a".into(), 1, 1));
+        assert_eq!(search("/v1/search?q=a&n=1000&page=1000"), ("a".into(), RESULTS_MAX, PAGES_MAX));
+        assert_eq!(get(&format!("/v1/search?q={}", "x".repeat(256))), Err(NoRoute::Query));
     }
 
     #[test]

@@ -22,6 +22,10 @@ use crate::pull::Pull;
 use crate::upstream::{BuildError, Upstreams};
 use crate::{access, cache, fill, listen, pull, upstream};
 
+mod changes;
+
+use changes::Watched;
+
 /// How long small work may take after the last client is gone: a manifest's write, a blob's fsync. It is waited for three times
 /// (what was answered, what is under way, the index), so a stop takes at most `server.drain` and three of these.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -45,7 +49,7 @@ pub struct Parts {
 }
 
 /// Waits and limits that no operator needs to set, and tests do.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Tuning {
     /// Of connections.
     pub listen: Limits,
@@ -53,6 +57,14 @@ pub struct Tuning {
     pub upstream: upstream::Limits,
     /// Of fills.
     pub fill: fill::Limits,
+    /// How often certificates and the list of users are looked at for changes.
+    pub look: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { listen: Limits::default(), upstream: upstream::Limits::default(), fill: fill::Limits::default(), look: changes::EVERY }
+    }
 }
 
 /// Why the server did not start.
@@ -92,6 +104,7 @@ pub struct Server {
     cache: Cache,
     metrics: Metrics,
     limits: Limits,
+    look: Duration,
     work: Work,
     began: Instant,
 }
@@ -107,7 +120,7 @@ struct Work {
     fills: CancellationToken,
 }
 
-/// Reads certificates and passwords again. Cheap to clone.
+/// Reads certificates and logins again. Cheap to clone.
 #[derive(Clone)]
 pub struct Reload {
     handler: Arc<Handler>,
@@ -139,7 +152,7 @@ impl Server {
         let pull = Pull::new(parts.pull, cache.clone(), upstreams.clone(), fills, work.tasks.clone());
         let handler = Arc::new(Handler::new(access, upstreams, pull.clone(), metrics.clone()));
         let limits = Limits { drain: parts.server.drain, ..tuning.listen };
-        Ok(Self { registry, admin, handler, pull, certificates, cache, metrics, limits, work, began })
+        Ok(Self { registry, admin, handler, pull, certificates, cache, metrics, limits, look: tuning.look, work, began })
     }
 
     /// Where the registry API listens.
@@ -174,7 +187,9 @@ impl Server {
 
     /// Serves until `stop`, then drains. Returns when everything is written.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { registry, admin, handler, pull, cache, metrics, limits, work, began, .. } = self;
+        let watched = self.reload().watched();
+        let Self { registry, admin, handler, pull, cache, metrics, limits, look, work, began, .. } = self;
+        work.tasks.spawn(changes::watch(watched, look, work.stop.clone()));
         metrics.started(began.elapsed());
         let readiness = Readiness::starting();
         let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -223,13 +238,39 @@ impl Server {
 }
 
 impl Reload {
-    /// Reads certificates and passwords again; what is wrong is logged, and the old ones stay in use.
+    /// Reads certificates and logins again; what is wrong is logged, and the old ones stay in use.
     pub fn now(&self) {
-        if let Some(Err(error)) = self.certificates.as_ref().map(Certificates::reload) {
-            tracing::error!(%error, "the certificate cannot be read again; the old one stays");
-        }
+        self.certificates();
         self.handler.reload();
-        tracing::info!("certificates and passwords were read again");
+        tracing::info!("certificates and logins were read again");
+    }
+
+    /// What is read again by itself.
+    fn watched(&self) -> Vec<Watched> {
+        let files = self.certificates.as_ref().map(Certificates::files).unwrap_or_default();
+        let (certificates, users) = (self.clone(), self.clone());
+        let certificates = Watched::new(files, move || {
+            if certificates.certificates() {
+                tracing::info!("the certificate has changed and was read again");
+            }
+        });
+        let users_file = self.handler.users_file().into_iter().collect();
+        let users = Watched::new(users_file, move || {
+            if users.handler.reload_users() {
+                tracing::info!("the htpasswd file has changed and was read again");
+            }
+        });
+        vec![certificates, users]
+    }
+
+    fn certificates(&self) -> bool {
+        match self.certificates.as_ref().map(Certificates::reload) {
+            Some(Err(error)) => {
+                tracing::error!(%error, "the certificate cannot be read again; the old one stays");
+                false
+            }
+            _ => true,
+        }
     }
 }
 

@@ -72,7 +72,15 @@ pub fn route(input: &[u8]) {
             assert!(n.is_none_or(|n| n <= PAGE_MAX), "a page of {n:?}");
             assert!(last.as_ref().is_none_or(|last| !last.is_empty() && !last.chars().any(char::is_control)), "{last:?}");
         }
-        Route::Ping => {}
+        Route::Catalog { n, last, .. } => {
+            assert!(*n <= PAGE_MAX, "a page of {n}");
+            assert!(last.as_ref().is_none_or(|last| !last.is_empty() && !last.chars().any(char::is_control)), "{last:?}");
+        }
+        Route::Search { term, n, page } => {
+            assert!((1..=256).contains(&term.len()) && !term.chars().any(char::is_control), "{term:?}");
+            assert!((1..=100).contains(n) && (1..=100).contains(page), "page {page} of {n}");
+        }
+        Route::Ping | Route::SearchPing => {}
     }
 
     let (path, query) = spelled(&routed);
@@ -97,6 +105,20 @@ fn spelled(routed: &Routed) -> (String, String) {
     }
     let path = match &routed.route {
         Route::Ping => format!("{}/v2/", routed.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default()),
+        Route::SearchPing => "/v1/_ping".to_owned(),
+        Route::Search { term, n, page } => {
+            pair("q", term);
+            pair("n", n);
+            pair("page", page);
+            "/v1/search".to_owned()
+        }
+        Route::Catalog { n, last, .. } => {
+            pair("n", n);
+            if let Some(last) = last {
+                pair("last", last);
+            }
+            format!("{}/v2/_catalog", routed.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default())
+        }
         Route::Manifest(_, reference) => format!("{base}/manifests/{reference}"),
         Route::Blob(_, digest) => format!("{base}/blobs/{digest}"),
         Route::Tags { n, last, .. } => {

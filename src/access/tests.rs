@@ -29,7 +29,7 @@ const MEMBER: Verdict = Verdict::Admitted { authenticated: false };
 const KNOWN: Verdict = Verdict::Admitted { authenticated: true };
 
 fn asker(ip: &str) -> Asker<'static> {
-    Asker { ip: ip.parse().unwrap(), certificate: false, secret_path: false, authorization: None }
+    Asker { ip: ip.parse().unwrap(), certificate: false, secret_path: false, authorization: None, host: None, agent: None }
 }
 
 fn config(networks: &[&str], htpasswd: Option<&std::path::Path>, secrets: &[&str]) -> Config {
@@ -37,6 +37,7 @@ fn config(networks: &[&str], htpasswd: Option<&std::path::Path>, secrets: &[&str
         networks: networks.iter().map(|network| network.parse().unwrap()).collect(),
         htpasswd: htpasswd.map(Into::into),
         secret_paths: secrets.iter().map(|secret| Secret((*secret).to_owned())).collect(),
+        login_hosts: vec!["login.example".to_owned(), "both.example:5000".to_owned()],
     }
 }
 
@@ -77,6 +78,12 @@ async fn the_table() {
         ("no password", &passwords, asker(HERE), Verdict::Challenge),
         ("right password", &passwords, with(asker(HERE), right), KNOWN),
         ("wrong password", &passwords, with(asker(HERE), wrong), Verdict::Challenge),
+        ("no user and no password", &both, with(asker(HERE), "Basic Og=="), MEMBER),
+        ("a login host", &both, Asker { host: Some("Login.example:5000"), ..asker(HERE) }, Verdict::Challenge),
+        ("a login host with its port", &both, Asker { host: Some("both.example:5000"), ..asker(HERE) }, Verdict::Challenge),
+        ("another port", &both, Asker { host: Some("both.example"), ..asker(HERE) }, MEMBER),
+        ("right password at a login host", &both, Asker { host: Some("login.example"), ..with(asker(ELSEWHERE), right) }, KNOWN),
+        ("a login host and no passwords", &lan, Asker { host: Some("login.example"), ..asker(HERE) }, MEMBER),
         ("no Basic", &passwords, with(asker(HERE), "Bearer abc"), Verdict::Challenge),
         ("no base64", &passwords, with(asker(HERE), "Basic %%%"), Verdict::Challenge),
         ("no colon", &passwords, with(asker(HERE), "Basic YW5u"), Verdict::Challenge),
@@ -165,4 +172,25 @@ async fn a_reload_takes_the_new_list_or_keeps_the_old() {
 fn a_missing_file_is_named() {
     let error = Access::build(&config(&[], Some("/nonexistent/users".as_ref()), &[]), false).err().unwrap();
     assert!(error.to_string().starts_with("/nonexistent/users: No such file"), "{error}");
+}
+
+#[test]
+fn nobody_is_asked_for_a_password_who_may_send_that_of_docker_hub() {
+    let file = users(&[("ann", "secret")]);
+    let access = Access::build(&config(&["192.0.2.0/24"], Some(file.path()), &[]), false).unwrap();
+    let classic =
+        "docker/28.5.2 go/go1.25.3 git-commit/89c5e8f kernel/6.1 os/linux arch/amd64 UpstreamClient(Docker-Client/28.5.2 \\(linux\\))";
+    for agent in [None, Some(classic), Some("docker/1.13.1 go/go1.7"), Some("docker/20.10.24+dfsg1 go/go1.19")] {
+        assert!(!access.may_challenge(agent), "{agent:?}");
+    }
+    for agent in [
+        "containers/5.24.1 (github.com/containers/image)",
+        "skopeo/1.9.3",
+        "containerd/v2.0.0",
+        "docker/29.0.0 containerd-client/v2.1.5+unknown",
+    ] {
+        assert!(access.may_challenge(Some(agent)), "{agent}");
+    }
+    let open = Access::build(&config(&[], None, &[]), false).unwrap();
+    assert!(!open.may_challenge(Some("skopeo/1.9.3")), "no password would help");
 }

@@ -42,6 +42,13 @@ pub(crate) struct Entry {
     pub(crate) stamp: Stamp,
 }
 
+impl Entry {
+    /// Whether the file was ever verified. No file has the inode number zero.
+    pub(crate) fn is_vouched_for(&self) -> bool {
+        self.stamp.inode != 0
+    }
+}
+
 /// The index of the blobs.
 pub(crate) struct Index {
     store: RwLock<Store>,

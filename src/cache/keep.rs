@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::blobs::{BlobFile, Blobs, total_bytes};
-use super::boot;
 use super::disk::{Call, Disk, probe_of};
 use super::flight::Flights;
 use super::folder::{Durability, Folder, Stamp, sync_dir};
@@ -24,6 +23,7 @@ use super::repos::Repos;
 use super::space::Space;
 use super::withheld::Withheld;
 use super::{Cache, Config, FolderError, HeldManifest, Inner, MaxSize, named_by, tag_known_now};
+use super::{boot, clock};
 use crate::observe::Metrics;
 use crate::oci::{Digest, Manifest, MediaType, Repository, Tag};
 
@@ -38,7 +38,9 @@ impl Cache {
     /// Opens the data folder; the count of what is held goes on in the background. Blocks: call it before serving.
     pub fn open(config: &Config, metrics: Metrics, tasks: TaskTracker, stop: CancellationToken) -> Result<Self, FolderError> {
         let _opened = complain_unless_opened(config);
+        let last_written = clock::last_written(&config.dir);
         let folder = Folder::open(&config.dir)?;
+        clock::tell_of_a_jump(last_written, config.tag_life);
         let total = total_bytes(folder.root()).unwrap_or(u64::MAX);
         let max = match config.max_size {
             MaxSize::Bytes(bytes) => bytes,

@@ -1,7 +1,9 @@
 //! The patrol: reads and hashes everything that is held, slowly and for ever, so that rot is found by us and not by a client;
 //! and on its way sweeps out the tags and links that lead to nothing (`sweep`), which it does when it reads nothing, too.
 //!
-//! Promises: it reads no more than `cache.patrol` bytes a second; a file that does not hash to its name is set aside as one
+//! What nobody has verified since the host went down comes first, and at a quicker rate (`survey`).
+//!
+//! Promises: it reads no more than `cache.patrol` bytes a second otherwise; a file that does not hash to its name is set aside as one
 //! that is found on serving, and fetched again when it is asked for; a file that is evicted, replaced or arriving meanwhile
 //! is no finding. It takes no part in the order of eviction, holds nobody's file for longer than a step, leaves the
 //! kernel's memory of files to the clients, ends no server, and ends with it at once.
@@ -28,6 +30,8 @@ use super::repos::Record;
 use super::{Cache, pool};
 use crate::observe;
 use crate::oci::{Algorithm, Digest, Hasher};
+
+mod survey;
 
 /// At most one round in this time: rot is a matter of weeks, and a small cache need not be read all day.
 pub(super) const ROUND_MIN: Duration = Duration::from_secs(24 * 60 * 60);
@@ -148,6 +152,7 @@ impl Patrol {
     async fn walk(mut self) -> Infallible {
         // The start has its own reading to do, and until it is done the index does not know every file.
         while !self.cache.0.space.counted().await {}
+        self.survey().await;
         self.recall().await;
         loop {
             self.sweep().await;
@@ -201,9 +206,26 @@ impl Patrol {
             let cache = self.cache.clone();
             self.change(move || cache.0.repos.remove_empty_dirs(&repository)).await;
         }
+        removed += self.sweep_marks().await;
         if removed > 0 {
-            tracing::info!(removed, "tags and links that led to nothing held were removed");
+            tracing::info!(removed, "tags, links and marks that led to nothing held were removed");
         }
+    }
+
+    async fn sweep_marks(&mut self) -> u32 {
+        if !self.cache.withholds_anything() {
+            return 0;
+        }
+        let (cache, mut removed) = (self.cache.clone(), 0);
+        for digest in self.ask(move || cache.0.repos.marks()).await.unwrap_or_else(|error| unlisted(&error)) {
+            let cache = self.cache.clone();
+            if self.change(move || cache.sweep_mark(&digest)).await == Some(true) {
+                self.told.swept();
+                removed += 1;
+            }
+            self.pace.pay(LINK_COSTS_BYTES).await;
+        }
+        removed
     }
 
     fn tell(&self) {

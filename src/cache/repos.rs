@@ -188,6 +188,16 @@ impl Repos {
         self.remove(&self.mark(digest))
     }
 
+    /// Every content that is withheld.
+    pub(crate) fn marks(&self) -> io::Result<Vec<Digest>> {
+        digests(&self.folder.root().join("repos/_withheld"))
+    }
+
+    /// How long ago a mark was written; nothing when it is not there, or has a time that is still to come.
+    pub(crate) fn mark_age(&self, digest: &Digest) -> Option<Duration> {
+        fs::symlink_metadata(self.mark(digest)).ok()?.modified().ok()?.elapsed().ok()
+    }
+
     fn mark(&self, digest: &Digest) -> PathBuf {
         let mut path = self.folder.root().join("repos/_withheld");
         path.push(digest.algorithm().as_str());
@@ -286,9 +296,16 @@ impl Repos {
         Ok(())
     }
 
-    fn dir(&self, repository: &Repository) -> PathBuf {
+    /// The folder of a registry's repositories.
+    pub(crate) fn of_registry(&self, registry: &Registry) -> PathBuf {
         let mut path = self.folder.root().join("repos");
-        path.push(repository.registry.as_str());
+        path.push(registry.as_str());
+        path
+    }
+
+    /// The folder of a repository.
+    pub(crate) fn dir(&self, repository: &Repository) -> PathBuf {
+        let mut path = self.of_registry(&repository.registry);
         path.push(repository.name.as_str());
         path
     }
@@ -305,12 +322,7 @@ impl Repos {
     }
 
     fn links(&self, repository: &Repository, kind: &str) -> io::Result<Vec<Digest>> {
-        let mut digests = Vec::new();
-        for algorithm in Algorithm::ALL {
-            let names = names(&self.dir(repository).join(kind).join(algorithm.as_str()))?;
-            digests.extend(names.iter().filter_map(|hex| Digest::parse(&format!("{}:{hex}", algorithm.as_str())).ok()));
-        }
-        Ok(digests)
+        digests(&self.dir(repository).join(kind))
     }
 
     fn put_path(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -373,6 +385,16 @@ fn children(dir: &Path) -> io::Result<Vec<(String, bool)>> {
 fn repository_of(root: &Path, dir: &Path) -> Option<Repository> {
     let (registry, name) = dir.strip_prefix(root).ok()?.to_str()?.split_once('/')?;
     Some(Repository { registry: Registry::parse(registry).ok()?, name: Name::parse(name).ok()? })
+}
+
+/// Those that the folders of the algorithms name.
+fn digests(dir: &Path) -> io::Result<Vec<Digest>> {
+    let mut digests = Vec::new();
+    for algorithm in Algorithm::ALL {
+        let names = names(&dir.join(algorithm.as_str()))?;
+        digests.extend(names.iter().filter_map(|hex| Digest::parse(&format!("{}:{hex}", algorithm.as_str())).ok()));
+    }
+    Ok(digests)
 }
 
 #[cfg(test)]

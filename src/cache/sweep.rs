@@ -1,6 +1,8 @@
 //! Tags and links that lead to nothing: each evicted manifest leaves some behind, and small files without limit fill a disk
 //! too. They are removed when nothing can come of them any more.
 //!
+//! So are the marks of withheld contents (`withheld`) that are not here any more.
+//!
 //! Promises: no tag goes that is served or could be, and no link that shows a repository what is held. A tag goes when its
 //! manifest is not held and it is too old to be served stale should that come back: until then the loss of it could be
 //! noticed. A link gives nothing while what it names is not held, and who fetches that again writes it again: it goes
@@ -10,6 +12,7 @@
 use std::time::Duration;
 
 use super::Cache;
+use super::folder::sync_dir;
 use super::repos::{Record, Visibility};
 use crate::oci::{Digest, Repository};
 
@@ -17,6 +20,28 @@ use crate::oci::{Digest, Repository};
 const ARRIVED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Cache {
+    /// Removes the mark of a withheld content that is gone; says whether it did. Blocks.
+    ///
+    /// Its links may still be there: who follows one finds nothing, and fetches it, which marks it anew where it has to be.
+    pub(super) fn sweep_mark(&self, digest: &Digest) -> bool {
+        let inner = &*self.0;
+        let is_old = inner.repos.mark_age(digest).is_some_and(|age| age >= ARRIVED_AFTER);
+        if !is_old || self.holds(digest) {
+            return false;
+        }
+        let gone = || {
+            if self.holds(digest) {
+                return Ok(false);
+            }
+            // Else a power cut could bring the file back, and not the mark.
+            inner.blobs.path(digest).parent().map_or(Ok(()), sync_dir).map(|()| true)
+        };
+        inner.withheld.sweep(digest, gone).unwrap_or_else(|error| {
+            tracing::error!(%digest, %error, "the mark of a withheld content that is gone cannot be removed");
+            false
+        })
+    }
+
     /// Removes a record that leads to nothing; says whether it did. Blocks.
     pub(super) fn sweep(&self, repository: &Repository, record: &Record) -> bool {
         self.sweep_if(repository, record, || self.leads_nowhere(repository, record))

@@ -6,13 +6,16 @@
 //! registries have *delivered* it, every byte of it and verified. `pull::custody` makes the decisions.
 //!
 //! Promises: a content that was withheld is never found without its mark, also after a kill or a power cut; where the disk
-//! refuses the mark it is kept in memory, and the content is not stored. A folder without any mark is never looked into.
+//! refuses the mark it is kept in memory, and the content is not stored. A folder without any mark is never looked into. A mark goes when anybody may
+//! have the content, or when the content is gone (`sweep`).
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Cache;
 use super::disk::Call;
@@ -28,6 +31,13 @@ const UNWRITTEN_MAX: usize = 100_000;
 const KNOWN_MAX: u64 = 20_000;
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long after somebody relied on a mark it stays at the least: the content that it was for is in memory or on the disk by
+/// then, or was given up.
+const RELIED_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// Marks that are remembered so: as long as there are more, none is swept.
+const RELIED_MAX: usize = 100_000;
+
 /// The marks.
 pub(super) struct Withheld {
     repos: Repos,
@@ -38,12 +48,27 @@ pub(super) struct Withheld {
     unwritten: Mutex<HashMap<Digest, BTreeSet<Registry>>>,
     /// What was last known of a repository, for as long as the disk does not say.
     known: Recent<Repository, Option<Visibility>>,
+    relied: Mutex<Relied>,
+}
+
+/// The marks that somebody relied on a while ago, by a clock that does not jump.
+#[derive(Default)]
+struct Relied {
+    since: HashMap<Digest, Instant>,
+    /// There were too many to remember them all.
+    many: Option<Instant>,
 }
 
 impl Withheld {
     pub(super) fn new(repos: Repos) -> Self {
-        let known = Recent::new(KNOWN_MAX, KNOWN_FOR);
-        Self { any: AtomicBool::new(repos.withholds()), repos, changing: Mutex::default(), unwritten: Mutex::default(), known }
+        Self {
+            any: AtomicBool::new(repos.withholds()),
+            repos,
+            changing: Mutex::default(),
+            unwritten: Mutex::default(),
+            known: Recent::new(KNOWN_MAX, KNOWN_FOR),
+            relied: Mutex::default(),
+        }
     }
 
     fn any(&self) -> bool {
@@ -77,6 +102,8 @@ impl Withheld {
     fn withhold(&self, digest: &Digest, owner: Option<&Registry>) -> bool {
         self.any.store(true, Ordering::Release);
         let _changing = self.changing();
+        // Before the look at the mark: whoever sweeps holds the same lock.
+        self.relied().add(*digest);
         let before = self.owners(digest);
         let mut owners = before.clone().unwrap_or_default();
         owners.extend(owner.cloned());
@@ -98,6 +125,7 @@ impl Withheld {
     /// Notes in memory what the disk does not take; false when that is full.
     fn note(&self, digest: &Digest, owners: BTreeSet<Registry>) -> bool {
         self.any.store(true, Ordering::Release);
+        self.relied().add(*digest);
         let mut unwritten = self.unwritten();
         if unwritten.len() >= UNWRITTEN_MAX && !unwritten.contains_key(digest) {
             return false;
@@ -129,12 +157,45 @@ impl Withheld {
         Ok(())
     }
 
+    fn relied(&self) -> MutexGuard<'_, Relied> {
+        self.relied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the mark of a content that is not there and on nobody's way here; says whether it did. Whoever brings that
+    /// content again is judged again, before anybody can find it. `gone` makes sure of it, durably.
+    pub(super) fn sweep(&self, digest: &Digest, gone: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+        // As long as this is held nobody relies on the mark on the disk anew.
+        let _changing = self.changing();
+        let noted = self.noted(digest).is_some();
+        if noted || self.relied().has(digest) || !gone()? {
+            return Ok(false);
+        }
+        self.repos.remove_withheld(digest).map(|()| true)
+    }
+
     fn release(&self, digest: &Digest) {
         let _changing = self.changing();
         self.unwritten().remove(digest);
         if let Err(error) = self.repos.remove_withheld(digest) {
             tracing::warn!(%digest, %error, "a content that anybody may have stays withheld: each repository is asked for it");
         }
+    }
+}
+
+impl Relied {
+    fn add(&mut self, digest: Digest) {
+        if self.since.len() >= RELIED_MAX {
+            self.since.retain(|_, since| since.elapsed() < RELIED_FOR);
+        }
+        if self.since.len() < RELIED_MAX {
+            self.since.insert(digest, Instant::now());
+        } else {
+            self.many = Some(Instant::now());
+        }
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.since.get(digest).into_iter().chain(&self.many).any(|since| since.elapsed() < RELIED_FOR)
     }
 }
 

@@ -20,5 +20,8 @@ fn entry(settings: &Settings) -> Dict {
     if !settings.auth_hosts.is_empty() {
         entry.insert("auth_hosts".to_owned(), Value::from(settings.auth_hosts.clone()));
     }
+    if let Some(search) = &settings.search {
+        entry.insert("search".to_owned(), Value::from(search.as_str().trim_end_matches('/')));
+    }
     entry
 }

@@ -13,6 +13,7 @@ use figment::value::{Dict, Value};
 
 use super::report::{self, DEFAULT, Line, Mistake, Mistakes};
 use super::{environment, layers, suggest};
+use crate::upstream::proxy::Environment;
 
 /// The books.
 pub(super) struct Reader {
@@ -71,6 +72,15 @@ impl Reader {
         self.mistakes.extend(environment::single_underscores(env, &self.keys()));
     }
 
+    /// The proxies that the environment names.
+    pub(super) fn proxies(&mut self, env: &BTreeMap<String, OsString>) -> Environment {
+        let get = |name: &str| env.get(name).map(|value| value.to_string_lossy().into_owned());
+        let (proxies, mistakes) = Environment::read(get);
+        let mistake = |(variable, what): (String, String)| Mistake { origin: environment::origin(&variable), key: String::new(), what };
+        self.mistakes.extend(mistakes.into_iter().map(mistake));
+        proxies
+    }
+
     /// Every key that was asked for, from the top.
     pub(super) fn keys(&self) -> Vec<String> {
         self.known.iter().filter(|known| !known.is_table).map(|known| join(&known.section, &known.key)).collect()
@@ -122,6 +132,18 @@ impl Section<'_> {
         let (value, origin) = self.take(key)?;
         let parsed = text(&value).and_then(|text| Ok((report::quoted(text), parse(text)?)));
         self.keep(key, origin, parsed)
+    }
+
+    /// A value that may be missing, and is shown as `show` says: it may hold a secret. What `parse` says must not repeat it.
+    pub(super) fn masked<T>(&mut self, key: &str, show: impl Fn(&T) -> String, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let (value, origin) = self.take(key)?;
+        let parsed = text(&value).and_then(parse).map(|value| (report::quoted(&show(&value)), value));
+        self.keep(key, origin, parsed)
+    }
+
+    /// A value in effect that was written elsewhere than under its key.
+    pub(super) fn note(&mut self, key: &str, value: &str, origin: String) {
+        self.line(key, report::quoted(value), origin);
     }
 
     /// A count, as a number or as a text (an environment variable has nothing else), within bounds.

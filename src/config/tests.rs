@@ -72,10 +72,14 @@ fn every_key_without_a_default_has_an_example_that_works() {
     let laptop = load(&sources).unwrap_or_else(|mistakes| panic!("{mistakes}\n{text}"));
 
     let mut reader = read(&sources);
-    everything(&mut reader.root());
-    let of_one_upstream = |key: &String| !key.starts_with("upstreams.") || key.contains("docker.io");
-    let keys: BTreeSet<String> = reader.keys().into_iter().filter(of_one_upstream).collect();
-    let shown: BTreeSet<String> = loaded.lines.iter().map(|line| section::join(&line.section, &line.key)).collect();
+    everything(&mut reader.root(), crate::upstream::proxy::Environment::default());
+    // An example at one upstream is one for all.
+    let of_any_upstream = |key: String| match key.rsplit_once('.') {
+        Some((table, key)) if table.starts_with("upstreams.") => format!("upstreams.*.{key}"),
+        _ => key,
+    };
+    let keys: BTreeSet<String> = reader.keys().into_iter().map(of_any_upstream).collect();
+    let shown: BTreeSet<String> = loaded.lines.iter().map(|line| of_any_upstream(section::join(&line.section, &line.key))).collect();
     assert_eq!(keys.difference(&shown).collect::<Vec<_>>(), Vec::<&String>::new(), "keys without an example");
 
     let config = &loaded.config;
@@ -136,6 +140,21 @@ fn every_bad_value_is_told_with_its_file_and_key() {
             "upstreams.a.auth_hosts: item 1: \"https://x\" is not a host; write for example auth.docker.io",
         ),
         ("[upstreams.a]\nca_file = '/no/file'", "upstreams.a.ca_file: \"/no/file\" cannot be read: No such file or directory (os error 2)"),
+        ("[upstreams.a]\nclient_cert = '/dev/null'", "upstreams.a.client_cert: needs upstreams.a.client_key beside it"),
+        (
+            "[upstreams.a]\nusername = 'x'\ndocker_config = '/dev/null'",
+            "upstreams.a.username: cannot stand beside docker_config, which has the login",
+        ),
+        (
+            "[upstreams.a]\nproxy = 'ftp://u:hunter2@p'",
+            "upstreams.a.proxy: this address is a kind of proxy that millpond does not speak with; write for example http://proxy.lan:3128, socks5://proxy.lan:1080 or socks5h://proxy.lan:1080",
+        ),
+        ("[upstreams.a]\nconnections = 1", "upstreams.a.connections: is no number from 2 to 1024"),
+        ("[upstreams.a]\nconnections = 'many'", "upstreams.a.connections: is no number from 2 to 1024"),
+        (
+            "[upstreams.a]\nallow = ['a', 'docker.io/A']",
+            "upstreams.a.allow: item 2: \"docker.io/A\" is not a pattern of repositories, which are of lower case letters, digits, ., _, - and /; write for example library/*, team/** or org/app",
+        ),
         ("[upstreams.A]\n[upstreams.a]", "upstreams.a: stands here twice, in upper and in lower case"),
         ("profile = 1", "profile: is not a table"),
         ("[cache]\ndir = /var", "line 2, column 7: "),
@@ -152,6 +171,28 @@ fn every_bad_value_is_told_with_its_file_and_key() {
 }
 
 #[test]
+fn a_proxy_is_shown_without_its_login_and_with_who_named_it() {
+    let text =
+        "[upstreams.a]\nproxy = 'http://user:hunter2@p:3128'\n[upstreams.b]\n[upstreams.c]\nproxy = ''\n[upstreams.d]\nconnections = 8";
+    let loaded = loaded(text, &[("HTTPS_PROXY", "http://u:hunter2@q"), ("NO_PROXY", "d"), ("MILLPOND__UPSTREAMS__d__CONNECTIONS", "9")]);
+    let shown = |name: &str| {
+        let line = loaded.lines.iter().find(|line| line.section == format!("upstreams.{name}") && line.key == "proxy");
+        line.map(|line| format!("{} # {}", line.value, line.origin))
+    };
+    assert_eq!(shown("a").as_deref(), Some("\"http://***@p:3128\" # mirror.toml"));
+    assert_eq!(shown("b").as_deref(), Some("\"http://***@q:80\" # environment HTTPS_PROXY"));
+    assert_eq!(shown("c").as_deref(), Some("\"none\" # mirror.toml"));
+    assert_eq!(shown("d"), None, "NO_PROXY");
+    assert_eq!(upstream(&loaded.config, "d").connections, 9);
+    assert!(!loaded.effective().contains("hunter2") && !format!("{:?}", loaded.config).contains("hunter2"));
+    let wrong = mistakes(&sources("", &[("all_proxy", "socks4://u:hunter2@p")]));
+    assert!(
+        wrong.len() == 1 && wrong[0].starts_with("environment all_proxy: this address is a kind") && !wrong[0].contains("hunter2"),
+        "{wrong:?}"
+    );
+}
+
+#[test]
 fn unknown_keys_are_refused_and_understood() {
     let table = [
         ("[cashe]\ndir = '/x'", "cashe: is not a key; did you mean cache?"),
@@ -163,7 +204,7 @@ fn unknown_keys_are_refused_and_understood() {
             "server.tls.ca: is not a key; there are cert, key, client_ca",
         ),
         ("[upstreams.a]\npassword = 'hunter2'", "upstreams.a.password: is not a key; did you mean password_file?"),
-        ("[access]\n'a b' = 1", "access.\"a b\": is not a key; there are networks, htpasswd, secret_paths"),
+        ("[access]\n'a b' = 1", "access.\"a b\": is not a key; there are networks, htpasswd, secret_paths, login_hosts"),
     ];
     for (text, sentence) in table {
         assert_eq!(mistakes(&sources(text, &[])), [format!("mirror.toml: {sentence}")], "{text}");
@@ -215,7 +256,7 @@ fn the_environment_overrides_the_file_and_says_so() {
     assert_eq!(config.access.networks.len(), 2);
     assert!(config.access.secret_paths == [Secret("0123456789abcdef".into())]);
     assert_eq!(config.log, LogFormat::Json);
-    let credentials = Credentials { username: "12345".into(), password_file: "/dev/null".into() };
+    let credentials = Credentials::Password { username: "12345".into(), password_file: "/dev/null".into() };
     assert_eq!(upstream(config, "docker.io").credentials, Some(credentials));
     assert_eq!(upstream(config, "docker.io").auth_hosts, ["auth.docker.io"], "the rest stays as it is built in");
     assert_eq!(upstream(config, "new.example:80").endpoints[0].as_str(), "http://new.example/");

@@ -16,7 +16,7 @@ use super::LogFormat;
 use crate::access::Secret;
 use crate::cache::MaxSize;
 use crate::oci::Registry;
-use crate::upstream::Private;
+use crate::upstream::{Private, Proxy, Via};
 
 /// The largest size in bytes: what a file system can address.
 const SIZE_BYTES_MAX: u64 = i64::MAX as u64;
@@ -137,6 +137,11 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// The base URL of a search, or none.
+pub(super) fn search(text: &str) -> Result<Option<Url>, String> {
+    if text == "none" { Ok(None) } else { endpoint(text).map(Some) }
+}
+
 /// A host with an optional port.
 pub(super) fn host(text: &str) -> Result<String, String> {
     let host = Registry::parse(text).map_err(|_| format!("{text:?} is not a host; write for example auth.docker.io"))?;
@@ -163,6 +168,14 @@ pub(super) fn username(text: &str) -> Result<String, String> {
         return Err(format!("{text:?} is not a user name: it must not be empty, and has no colon"));
     }
     Ok(text.to_owned())
+}
+
+/// A proxy, or that there is none.
+pub(super) fn proxy(text: &str) -> Result<Via, String> {
+    match text {
+        "" | "none" => Ok(Via::Direct),
+        proxy => Proxy::parse(proxy).map(Via::Proxy),
+    }
 }
 
 /// Who may have private content.

@@ -91,6 +91,12 @@ impl Certificates {
         Ok(())
     }
 
+    /// Where they are read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Tls { cert, key, client_ca } = &self.0.files;
+        [cert, key].into_iter().chain(client_ca).cloned().collect()
+    }
+
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
     }

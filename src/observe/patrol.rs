@@ -17,6 +17,7 @@ pub struct Patrol {
     rounds: Counter,
     position: Gauge<f64, AtomicU64>,
     ended: Gauge,
+    unverified: Gauge,
 }
 
 impl Patrol {
@@ -31,6 +32,8 @@ impl Patrol {
         registry.register("patrol_round_ratio", "How much of its round the patrol has done, 0 to 1", patrol.position.clone());
         let help = "When the patrol last ended a round, in seconds since 1970; 0 is never";
         registry.register("patrol_round_end_timestamp_seconds", help, patrol.ended.clone());
+        let help = "Bytes of files that nobody has verified since they were written or the host went down, which the patrol hashes first";
+        registry.register("patrol_unverified_bytes", help, patrol.unverified.clone());
         patrol
     }
 
@@ -57,6 +60,11 @@ impl Patrol {
     /// So much of the round is done, 0 to 1.
     pub fn at(&self, share: f64) {
         self.position.set(share);
+    }
+
+    /// So many bytes of files are left that nobody has verified.
+    pub fn unverified(&self, bytes: u64) {
+        self.unverified.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// It ended a round.

@@ -9,7 +9,7 @@ use crate::cache::{Failure, Found, Growing, Joined, Permit};
 use crate::fill::{self, Blame, Opened, Source};
 use crate::observe::{Kind, Outcome};
 use crate::oci::{Digest, Repository};
-use crate::upstream::{self, Asked, BlobBody, Flaw, Upstream};
+use crate::upstream::{self, Asked, BlobBody, Flaw, Upstream, Why};
 
 /// How often a client that joined a transfer which then failed tries again: by joining the next, or by being it.
 const TURNS: usize = 3;
@@ -204,11 +204,17 @@ impl Source for UpstreamBlob {
         match blame {
             Blame::Stuck => self.stuck = self.asked.last(),
             Blame::Wrong => {
+                // Everybody else was asked already, or could not be: the second time in a row it is waited.
+                let mut asked = self.asked.take();
+                let nobody_else = asked.iter().all(|endpoint| self.wrong.contains(endpoint));
                 // Whichever of those that had a part in it: the hash does not say.
-                self.wrong.append(&mut self.asked.take());
+                self.wrong.append(&mut asked);
                 self.wrong.sort_unstable();
                 self.wrong.dedup();
                 self.pull.0.memory.wrong.put((self.repository.registry.clone(), self.digest), self.wrong.clone());
+                if nobody_else || self.wrong.len() >= self.upstream.endpoints() {
+                    self.pull.note_refuted(&self.repository, &blob_key(&self.digest));
+                }
             }
         }
         self.wrong.len() < self.upstream.endpoints()
@@ -217,6 +223,11 @@ impl Source for UpstreamBlob {
     async fn open(&mut self, offset: u64) -> Result<Opened, Failure> {
         if self.pull.offline() {
             return Err(Failure::NotFound);
+        }
+        if offset == 0
+            && let Some(wait) = self.pull.0.memory.refuted.wait(&self.repository, &blob_key(&self.digest))
+        {
+            return Err(Failure::Refuted(wait));
         }
         let (answer, custody) = tokio::join!(self.ask(offset), self.asked_custody());
         let error = match answer {
@@ -242,6 +253,7 @@ impl Source for UpstreamBlob {
     }
 
     async fn verified(&mut self) {
+        self.pull.0.memory.refuted.clear(&self.repository, &blob_key(&self.digest));
         let custody = self.custody.unwrap_or(Custody::Unsure);
         // The mark is there; what may fail is only that this registry is named in it.
         let _ = self.pull.take_into_custody(&self.repository, &self.digest, custody, true).await;
@@ -299,6 +311,7 @@ fn failure(error: &upstream::Error) -> Failure {
         From::NotFound { .. } | From::Denied { authenticated: false, .. } => Failure::NotFound,
         From::Denied { authenticated: true, .. } => Failure::Denied,
         From::RateLimited { retry_after, .. } => Failure::RateLimited(*retry_after),
+        From::Unavailable { why: Why::Loop, .. } => Failure::Loop,
         From::Unavailable { .. } => Failure::Unavailable,
         From::Timeout { .. } => Failure::Timeout,
         From::BadAnswer { .. } | From::RefusedTarget { .. } => Failure::Corrupt,

@@ -62,10 +62,13 @@ impl Pull {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<(Digest, HeldManifest), Error> {
+        let what = reference.to_string();
+        if let Some(wait) = self.0.memory.refuted.wait(repository, &what) {
+            return Err(Error::Refuted(wait));
+        }
         let (custody, answer) =
             tokio::join!(self.custody(upstream, repository, What::of(reference)), upstream.manifest(&repository.name, reference));
-        let absent = reference.to_string();
-        let fetched = self.judged(repository, Kind::Manifest, answer).inspect_err(|error| self.note_absent(repository, &absent, error))?;
+        let fetched = self.judged(repository, Kind::Manifest, answer).inspect_err(|error| self.note_absent(repository, &what, error))?;
         let digest = match (reference, fetched.digest) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
@@ -74,8 +77,10 @@ impl Pull {
         if !digest.is_of(&fetched.bytes) {
             self.0.fills.metrics.verify_failed();
             tracing::error!(%repository, %reference, %digest, bytes = fetched.bytes.len(), "the upstream sent a manifest that does not hash to its digest; it is not kept");
+            self.note_refuted(repository, &what);
             return Err(Error::BadUpstream);
         }
+        self.0.memory.refuted.clear(repository, &what);
         let manifest = Manifest::parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(|error| {
             tracing::error!(%repository, %reference, %error, "the upstream sent a manifest that cannot be used; it is not kept");
             Error::BadUpstream
@@ -124,6 +129,13 @@ impl Pull {
         match self.0.memory.absent.get(&(repository.clone(), what.to_owned())) {
             Some(()) => Err(Error::NotFound(kind)),
             None => Ok(()),
+        }
+    }
+
+    /// What came is wrong, and nobody else is left to be asked.
+    pub(super) fn note_refuted(&self, repository: &Repository, what: &str) {
+        if let Some(wait) = self.0.memory.refuted.add(repository, what) {
+            tracing::warn!(%repository, what, ?wait, "what the upstream sends for this is wrong again and again; it is not asked for it for a while");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a pull remembers for a while: answers of upstreams that are not content, and questions that are under way.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,9 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::private::What;
+use super::refuted::Refuted;
+use super::search::{ANSWER_FOR, ANSWERS_MAX, Question};
 use crate::cache::{Coalesce, HeldManifest, Recent};
 use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
-use crate::upstream::Sight;
+use crate::upstream::{Results, Sight};
 
 /// How long a 404 is remembered: clients that look for signatures ask for many things that are not there.
 const ABSENT_FOR: Duration = Duration::from_secs(10);
@@ -67,6 +69,8 @@ pub(super) struct Memory {
     pub(super) hidden: Recent<(Repository, What), ()>,
     /// The endpoints, by number, that sent something else for a blob.
     pub(super) wrong: Recent<(Registry, Digest), Vec<usize>>,
+    /// What came wrong from everywhere, again and again.
+    pub(super) refuted: Refuted,
     pub(super) heads: Coalesce<(Repository, Tag), Result<Announced, Error>>,
     pub(super) tags: Coalesce<(Repository, Tag), Result<(Digest, HeldManifest), Error>>,
     pub(super) manifests: Coalesce<(Repository, Digest), Result<HeldManifest, Error>>,
@@ -74,11 +78,16 @@ pub(super) struct Memory {
     pub(super) blobs: Coalesce<(Repository, Digest, bool), Result<Option<u64>, Error>>,
     pub(super) visits: Coalesce<(Repository, What), Option<Sight>>,
     pub(super) proofs: Coalesce<(Repository, Digest), Result<(), Error>>,
+    /// What searches found.
+    pub(super) searched: Recent<Question, Arc<Results>>,
+    /// Registries that could not answer a search.
+    pub(super) mute: Recent<Registry, ()>,
+    pub(super) searches: Coalesce<Question, Option<Arc<Results>>>,
     resting: Mutex<HashMap<Registry, Instant>>,
 }
 
 impl Memory {
-    pub(super) fn new(tag_ttl: Duration, stop: &CancellationToken) -> Self {
+    pub(super) fn new(tag_ttl: Duration, refuted: Refuted, stop: &CancellationToken) -> Self {
         Self {
             announced: Recent::new(ENTRIES_MAX, tag_ttl),
             awaited: Recent::new(ENTRIES_MAX, tag_ttl.max(Duration::from_secs(600))),
@@ -90,12 +99,16 @@ impl Memory {
             cleared: Recent::new(ENTRIES_MAX, CLEARED_FOR),
             hidden: Recent::new(ENTRIES_MAX, ABSENT_FOR),
             wrong: Recent::new(ENTRIES_MAX, WRONG_FOR),
+            refuted,
             heads: Coalesce::new(stop.clone()),
             tags: Coalesce::new(stop.clone()),
             manifests: Coalesce::new(stop.clone()),
             blobs: Coalesce::new(stop.clone()),
             visits: Coalesce::new(stop.clone()),
             proofs: Coalesce::new(stop.clone()),
+            searched: Recent::new(ANSWERS_MAX, ANSWER_FOR),
+            mute: Recent::new(ENTRIES_MAX, REST_FOR),
+            searches: Coalesce::new(stop.clone()),
             resting: Mutex::default(),
         }
     }

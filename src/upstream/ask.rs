@@ -23,7 +23,7 @@ use super::endpoint::{Endpoint, Scheme};
 use super::error::{Error, Flaw, Phase, Why, is_passing};
 use super::headers;
 use super::health::Pass;
-use super::login::{Login, Secret};
+use super::login::Secret;
 use super::redirect::{Chain, host_of, is_redirect};
 use super::spot::Spot;
 use super::tries::{Tries, Turn};
@@ -114,8 +114,13 @@ impl Upstream {
 
     async fn attempt(&self, turn: Turn<'_>, ask: &Ask<'_>, deadline: Deadline) -> Result<Answer, Error> {
         let endpoint = turn.endpoint;
+        let login = self.0.secret(ask.identity, deadline).await;
         let error = match self.walk(endpoint, Some(turn.pass), ask, deadline).await {
             Err(error @ Error::Unavailable { why: Why::Storage(_), .. }) if ask.method == Method::GET => error,
+            // A password that was changed there and here meanwhile, a token of a helper that ended.
+            Err(Error::Denied { authenticated: true, .. }) if self.0.has_renewed(login.as_ref(), deadline).await => {
+                return self.walk(endpoint, None, ask, deadline).await;
+            }
             other => return other,
         };
         // The storage refuses an URL that the registry has just signed: its clock is off, the signature was for one use,
@@ -130,7 +135,9 @@ impl Upstream {
         let First { mut response, authorization, authenticated } = self.at_registry(endpoint, pass, ask, &url, deadline).await?;
         // A registry in the private network may redirect into it; one of the public internet may not.
         let peer = response.extensions().get::<HttpInfo>().map(|info| info.remote_addr().ip());
-        let is_private = peer.is_some_and(|ip| !(self.0.wire.limits.is_public)(ip));
+        // Through a proxy nobody but the proxy knows the address, unless it is the endpoint's very name.
+        let named = || url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok();
+        let is_private = peer.or_else(named).is_some_and(|ip| !(self.0.wire.limits.is_public)(ip));
         let named_reach = if is_private { Reach::Anywhere } else { Reach::Public };
         let mut chain = Chain::new(url, self.0.wire.limits.redirects, ask.kind == Kind::Blob);
         let mut spot =
@@ -156,7 +163,7 @@ impl Upstream {
         url: &Url,
         deadline: Deadline,
     ) -> Result<First, Error> {
-        let secret = self.0.secret(ask.identity);
+        let secret = self.0.secret(ask.identity, deadline).await;
         let mut out = Outgoing {
             method: &ask.method,
             url,
@@ -167,6 +174,7 @@ impl Upstream {
             kind: ask.kind,
             reach: Reach::Anywhere,
             from: &endpoint.host,
+            via: Some(&self.1),
         };
         let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
         out.authorization = used.header.as_ref();
@@ -241,7 +249,7 @@ impl Upstream {
         let (url, reach, from) = (chain.url(), spot.reach, spot.from.as_str());
         let authorization = spot.authorization.as_ref();
         let Ask { ref method, accept, offset, last, kind, .. } = *ask;
-        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from };
+        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from, via: None };
         let response = self.0.wire.send(&out, deadline).await?;
         if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
             return Ok(response);
@@ -284,6 +292,7 @@ impl Upstream {
             404 | 410 => Error::NotFound { host },
             405 | 501 if ask.method == Method::HEAD => Error::BadAnswer { host, flaw: Flaw::NoHead },
             416 => Error::BadAnswer { host, flaw: Flaw::Range },
+            508 => Error::Unavailable { host, why: Why::Loop },
             _ if status >= 500 || is_passing(status) => Error::Unavailable { host, why: Why::Status(status) },
             _ => Error::BadAnswer { host, flaw: Flaw::Status(status) },
         };
@@ -312,8 +321,15 @@ impl Answer {
 }
 
 impl Inner {
-    fn secret(&self, identity: Identity) -> Option<Arc<Secret>> {
-        self.login.as_ref().filter(|_| identity == Identity::Own).map(Login::secret)
+    async fn secret(&self, identity: Identity, deadline: Deadline) -> Option<Arc<Secret>> {
+        let login = self.login.as_ref().filter(|_| identity == Identity::Own)?;
+        deadline.run(login.secret()).await.unwrap_or_else(|| login.now())
+    }
+
+    /// Whether there is another login since this one was refused.
+    async fn has_renewed(&self, refused: Option<&Arc<Secret>>, deadline: Deadline) -> bool {
+        let (Some(login), Some(refused)) = (&self.login, refused) else { return false };
+        deadline.run(login.renewed(refused)).await.unwrap_or(false)
     }
 
     async fn token(&self, wanted: &Wanted, deadline: Deadline) -> Result<Granted, Error> {

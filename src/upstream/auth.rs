@@ -283,6 +283,7 @@ impl Inner {
             kind: Kind::Token,
             reach: wanted.reach,
             from: &host,
+            via: None,
         };
         let sent = self.wire.send(&out, deadline).await;
         let received = Instant::now();

@@ -22,14 +22,28 @@ pub struct Limits {
     pub connect_stagger: Duration,
     /// Name, TCP and TLS together.
     pub connect: Duration,
+    /// A proxy, from the connection to it until it leads to the host. Less than `connect`, of which it is a part, so that what is
+    /// told is that it was the proxy.
+    pub proxy: Duration,
     /// From sending a request to the head of its answer. ghcr.io is known to need more than 10 s.
     pub head: Duration,
     /// A call until the head is in, with all retries, redirects and tokens: containerd gives up after 30 s.
     pub call: Duration,
     /// A call that reads a small body, until it is whole.
     pub whole: Duration,
+    /// A search, whole: somebody waits at a terminal, and what is held is shown without it.
+    pub search: Duration,
     /// A token, with retries.
     pub token: Duration,
+    /// How often the file of a login is looked at: a new password is in use within so many seconds, and a hundred requests a
+    /// second cost no look each. A refused login is looked at at once.
+    pub look: Duration,
+    /// How long what a credential helper said is used: those of clouds give tokens of an hour or twelve.
+    pub helper_life: Duration,
+    /// How long a helper that has nothing, or fails, is not asked again; and between two refused logins for which it is.
+    pub helper_pause: Duration,
+    /// What a helper may take. It may have to ask a service of its own.
+    pub helper: Duration,
     /// Attempts at one call, unless there are more endpoints than that.
     pub attempts: usize,
     /// The first pause before an endpoint is asked again; doubled each time, and varied by half.
@@ -44,10 +58,8 @@ pub struct Limits {
     pub retry_after: (Duration, Duration),
     /// How long a 429 without a usable `Retry-After` is obeyed.
     pub retry_after_default: Duration,
-    /// Connections that deliver blobs, for one upstream.
-    pub blobs: usize,
-    /// Requests for anything else, for one upstream.
-    pub metadata: usize,
+    /// Searches, for one upstream: those who type terms take nothing from those who pull.
+    pub searches: usize,
     /// Requests for tokens, for one upstream.
     pub tokens: usize,
     /// How long an idle connection is kept: less than the minute or more that servers do.
@@ -67,10 +79,16 @@ impl Default for Limits {
             connect_address: Duration::from_secs(5),
             connect_stagger: Duration::from_millis(300),
             connect: Duration::from_secs(10),
+            proxy: Duration::from_secs(8),
             head: Duration::from_secs(20),
             call: Duration::from_secs(25),
             whole: Duration::from_secs(30),
+            search: Duration::from_secs(5),
             token: Duration::from_secs(20),
+            look: Duration::from_secs(5),
+            helper_life: Duration::from_secs(600),
+            helper_pause: Duration::from_secs(30),
+            helper: Duration::from_secs(10),
             attempts: 3,
             pause: Duration::from_millis(200),
             redirects: 5,
@@ -78,8 +96,7 @@ impl Default for Limits {
             breaker_rest: Duration::from_secs(10),
             retry_after: (Duration::from_secs(1), Duration::from_secs(60)),
             retry_after_default: Duration::from_secs(60),
-            blobs: 64,
-            metadata: 64,
+            searches: 4,
             tokens: 4,
             idle: Duration::from_secs(60),
             idle_connections: 16,

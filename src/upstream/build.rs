@@ -4,19 +4,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
+use url::Url;
 
 use super::auth::{Auth, AuthHost};
 use super::budget::Limits;
 use super::connect::Clients;
 use super::endpoint::Endpoint;
 use super::flow::Throttle;
-use super::login::{Login, certificates};
+use super::hops::{Hop, Hops};
+use super::login::Login;
+use super::pem::{Identity, Unusable, certificates};
+use super::proxy::{Environment, Router, Via};
 use super::redirect::host_of;
 use super::resolve::Names;
 use super::wide::{Ahead, Habits};
@@ -35,21 +39,13 @@ pub struct BuildError {
 /// One thing that is wrong with the configuration of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    /// The file of certificates cannot be used.
-    #[error("upstreams.\"{upstream}\".ca_file: {}: {why}", path.display())]
-    CaFile {
+    /// A file cannot be used: certificates, a password, Docker's configuration.
+    #[error("upstreams.\"{upstream}\".{key}: {}: {why}", path.display())]
+    File {
         /// Whose.
         upstream: Registry,
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The password cannot be used.
-    #[error("upstreams.\"{upstream}\".password_file: {}: {why}", path.display())]
-    PasswordFile {
-        /// Whose.
-        upstream: Registry,
+        /// The key that names the file.
+        key: &'static str,
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
@@ -107,30 +103,47 @@ impl Upstreams {
     /// The same with other limits, for tests.
     pub fn build_with(config: &Config, metrics: Metrics, limits: Limits) -> Result<Self, BuildError> {
         let ahead = Ahead::new(&limits.wide);
-        let mut builder = Builder { limits: Arc::new(limits), names: Names::default(), metrics, ahead, plain: None, mistakes: Vec::new() };
+        let mut builder = Builder {
+            limits: Arc::new(limits),
+            environment: Arc::new(config.environment.clone()),
+            names: Names::default(),
+            metrics,
+            ahead,
+            hop: Hop::new(),
+            plain: None,
+            mistakes: Vec::new(),
+        };
         let mut upstreams = BTreeMap::new();
         for (alias, settings) in &config.upstreams {
             let upstream = canonical(alias);
             if *alias != upstream && config.upstreams.contains_key(&upstream) || upstreams.contains_key(&upstream) {
                 builder.mistakes.push(Mistake::Twice { upstream, alias: alias.clone() });
             } else if let Some(built) = builder.upstream(&upstream, settings) {
-                upstreams.insert(upstream, Upstream(Arc::new(built)));
+                let via = builder.hop.via(&Hops::default());
+                upstreams.insert(upstream, Upstream(Arc::new(built), via));
             }
         }
-        if builder.mistakes.is_empty() { Ok(Self(Arc::new(upstreams))) } else { Err(BuildError { mistakes: builder.mistakes }) }
+        if builder.mistakes.is_empty() {
+            Ok(Self(Arc::new(upstreams), builder.hop))
+        } else {
+            Err(BuildError { mistakes: builder.mistakes })
+        }
     }
 
-    /// Reads the password files again, as SIGHUP asks for. Where one cannot be read, the old password stays in use.
+    /// Reads logins and client certificates again, as SIGHUP asks for. Where one cannot be read, the old one stays in use.
     pub fn reload(&self) -> Result<(), BuildError> {
         let mut mistakes = Vec::new();
         for upstream in self.0.values() {
-            let Some(login) = &upstream.0.login else { continue };
-            match login.reload() {
-                Ok(()) => info!(upstream = %upstream.registry(), "the password was read again"),
-                Err(why) => {
-                    let path = login.file().to_owned();
-                    mistakes.push(Mistake::PasswordFile { upstream: upstream.registry().clone(), path, why });
+            let registry = || upstream.registry().clone();
+            match upstream.0.login.as_ref().map(|login| (login.reload(), login)) {
+                Some((Ok(()), _)) => info!(upstream = %upstream.registry(), "the login was read again"),
+                Some((Err(why), login)) => {
+                    mistakes.push(Mistake::File { upstream: registry(), key: login.key(), path: login.file().to_owned(), why });
                 }
+                None => {}
+            }
+            if let Some(Err(Unusable { key, path, why })) = upstream.0.identity.as_ref().map(|identity| identity.reload()) {
+                mistakes.push(Mistake::File { upstream: registry(), key, path, why });
             }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(BuildError { mistakes }) }
@@ -139,10 +152,12 @@ impl Upstreams {
 
 struct Builder {
     limits: Arc<Limits>,
+    environment: Arc<Environment>,
     names: Names,
     metrics: Metrics,
     ahead: Ahead,
-    /// The pools of the upstreams that trust the system's roots only: they share them, since loading roots takes time.
+    hop: Hop,
+    /// The pools of the upstreams that have nothing of their own: they share them, since loading roots takes time.
     plain: Option<Clients>,
     mistakes: Vec<Mistake>,
 }
@@ -153,10 +168,12 @@ impl Builder {
         self.check_endpoints(registry, settings);
         let auth_hosts = self.auth_hosts(registry, &settings.auth_hosts);
         let login = settings.credentials.as_ref().and_then(|credentials| {
-            let mistake = |why| Mistake::PasswordFile { upstream: registry.clone(), path: credentials.password_file.clone(), why };
-            Login::read(credentials).map_err(|why| self.mistakes.push(mistake(why))).ok()
+            let mistake =
+                |why| Mistake::File { upstream: registry.clone(), key: credentials.key(), path: credentials.file().to_owned(), why };
+            Login::read(registry, credentials, &self.limits).map_err(|why| self.mistakes.push(mistake(why))).ok()
         });
-        let clients = self.clients(registry, settings.ca_file.as_deref());
+        let identity = self.identity(registry, settings);
+        let clients = self.clients(registry, settings, identity.as_ref());
         if self.mistakes.len() > before {
             return None;
         }
@@ -169,20 +186,27 @@ impl Builder {
             metrics: self.metrics.clone(),
             limits: Arc::clone(&self.limits),
         });
+        let (blobs, metadata) = lanes(settings.connections);
         Some(Inner {
             registry: registry.clone(),
             private: settings.private,
             endpoints: settings.endpoints.iter().map(|url| Endpoint::new(url, &wire)).collect(),
             login,
+            identity,
+            repositories: settings.repositories.clone(),
+            search: settings.search.clone(),
+            searches: Arc::new(Semaphore::new(self.limits.searches)),
             auth: Auth::new(Arc::clone(&wire)),
             auth_hosts,
-            blobs: Arc::new(Semaphore::new(self.limits.blobs)),
-            metadata: Arc::new(Semaphore::new(self.limits.metadata)),
+            blobs: Arc::new(Semaphore::new(blobs)),
+            blobs_max: blobs,
+            metadata: Arc::new(Semaphore::new(metadata)),
             throttle: settings.bandwidth.map(|rate| Arc::new(Throttle::new(rate))),
             parallel: settings.parallel,
             habits: Habits::default(),
             ahead: self.ahead.clone(),
             headless: AtomicBool::new(false),
+            hop: self.hop.clone(),
             wire,
         })
     }
@@ -210,27 +234,53 @@ impl Builder {
         hosts
     }
 
-    fn clients(&mut self, registry: &Registry, ca_file: Option<&Path>) -> Option<Clients> {
-        let Some(path) = ca_file else {
-            let plain = self.plain.get_or_insert_with(|| Clients::new(&[], &self.names, &self.limits));
-            return Some(plain.clone());
-        };
-        match certificates(path) {
-            Ok(extra) => Some(Clients::new(&extra, &self.names, &self.limits)),
-            Err(why) => {
-                self.mistakes.push(Mistake::CaFile { upstream: registry.clone(), path: path.to_owned(), why });
-                None
-            }
-        }
+    fn identity(&mut self, registry: &Registry, settings: &Settings) -> Option<Arc<Identity>> {
+        let read = Identity::read(settings.client_certificate.as_ref()?);
+        let mistake = |Unusable { key, path, why }| self.mistakes.push(Mistake::File { upstream: registry.clone(), key, path, why });
+        read.map_err(mistake).map(Arc::new).ok()
     }
+
+    fn clients(&mut self, registry: &Registry, settings: &Settings, identity: Option<&Arc<Identity>>) -> Option<Clients> {
+        let router = Router::new(&settings.proxy, &self.environment);
+        if settings.ca_file.is_none() && settings.client_certificate.is_none() && settings.proxy == Via::Environment {
+            let plain = self.plain.get_or_insert_with(|| Clients::new(&[], &router, &self.names, &self.limits));
+            return Some(plain.clone());
+        }
+        let extra = match settings.ca_file.as_deref().map(certificates).transpose() {
+            Ok(extra) => extra.unwrap_or_default(),
+            Err(why) => {
+                let path = settings.ca_file.clone().unwrap_or_default();
+                self.mistakes.push(Mistake::File { upstream: registry.clone(), key: "ca_file", path, why });
+                return None;
+            }
+        };
+        let clients = Clients::new(&extra, &router, &self.names, &self.limits);
+        let Some(identity) = identity else { return Some(clients) };
+        let hosts = settings.endpoints.iter().map(Url::origin).collect();
+        let own = Arc::clone(identity) as Arc<dyn rustls::client::ResolvesClientCert>;
+        Some(clients.with_certificate(&extra, own, hosts, &self.names, &self.limits))
+    }
+}
+
+/// Of so many requests at once, those that deliver blobs and all others: a manifest does not wait for gigabytes, and a blob that
+/// goes on where it broke off never waits for one that waits for it.
+fn lanes(connections: usize) -> (usize, usize) {
+    let metadata = (connections / 2).max(1);
+    ((connections - metadata.min(connections)).max(1), metadata)
 }
 
 #[cfg(test)]
 mod tests {
-    use url::Url;
-
-    use super::super::{Credentials, Private, builtin};
+    use super::super::{ClientCertificate, Credentials, builtin};
     use super::*;
+
+    #[test]
+    fn connections_are_shared_out_to_the_last_one() {
+        for connections in [2, 3, 7, 128] {
+            let (blobs, metadata) = lanes(connections);
+            assert!(blobs + metadata == connections && blobs >= metadata && metadata >= 1, "{connections}: {blobs} + {metadata}");
+        }
+    }
 
     #[test]
     fn the_built_in_table_can_be_built() {
@@ -244,13 +294,11 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once_and_name_the_file() {
         let settings = |endpoint: &str| Settings {
-            endpoints: vec![Url::parse(endpoint).expect("an URL")],
-            credentials: Some(Credentials { username: "u".to_owned(), password_file: "/nowhere/password".into() }),
-            private: Private::default(),
+            credentials: Some(Credentials::Password { username: "u".to_owned(), password_file: "/nowhere/password".into() }),
             auth_hosts: vec!["auth.test".to_owned(), "a/b".to_owned()],
             ca_file: Some("/nowhere/ca.pem".into()),
-            parallel: 1,
-            bandwidth: None,
+            client_certificate: Some(ClientCertificate { cert: "/nowhere/client.crt".into(), key: "/nowhere/client.key".into() }),
+            ..Settings::of(vec![Url::parse(endpoint).expect("an URL")])
         };
         let mut config = Config::default();
         let registry = |text| Registry::parse(text).expect("a registry");
@@ -263,6 +311,7 @@ mod tests {
             "upstreams.\"a.test\".endpoints: a.test is no",
             "upstreams.\"a.test\".password_file: /nowhere/password: ",
             "upstreams.\"a.test\".ca_file: /nowhere/ca.pem: ",
+            "upstreams.\"a.test\".client_cert: /nowhere/client.crt: ",
             "upstreams.\"a.test\".auth_hosts: \"a/b\" is no",
             "upstreams.\"b.test\".endpoints: there is none",
             "upstreams.\"index.docker.io\": this is another name of docker.io",

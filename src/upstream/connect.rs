@@ -1,8 +1,10 @@
-//! Connections to upstreams: names, TCP, TLS, and the pools that keep them.
+//! Connections to upstreams: names, proxies, TCP, TLS, and the pools that keep them.
 //!
 //! Owns [`Clients`]: one pool for hosts that the operator configured and one for hosts that a registry redirects to.
 //! The second reaches public addresses only, and looks at the address that it is about to connect to, so neither the
-//! spelling of an address nor a name server that changes its mind gets around it. HTTP/1.1 only: one connection a blob
+//! spelling of an address nor a name server that changes its mind gets around it. Where a proxy resolves names, it is
+//! trusted with them: an address in an URL, or a name of this machine, is refused all the same. A client certificate has a
+//! pool of its own, for the hosts of its upstream's endpoints only. HTTP/1.1 only: one connection a blob
 //! has the whole of the kernel's window to itself (performance.md section 2.2).
 
 use std::future::Future;
@@ -19,16 +21,20 @@ use http_body_util::Empty;
 use hyper::Uri;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tower_service::Service;
+use url::{Origin, Url};
 
 use super::budget::Limits;
-use super::error::{Error, Flaw, Phase, Refusal, Why};
+use super::error::{Error, Flaw, Phase, ProxyFault, Refusal, Why};
+use super::proxy::{Kind, Proxy, Router, is_local_name};
 use super::resolve::Names;
+use super::tunnel::{self, Stream, Way};
 
 /// The read buffer of a connection, at most, in bytes: a blob comes in as few reads as it can. It also bounds the head of an answer.
 const READ_BUFFER_BYTES_MAX: usize = 1 << 20;
@@ -51,40 +57,69 @@ pub(super) enum Reach {
     Public,
 }
 
-/// The two pools of connections.
+/// The pools of connections.
 #[derive(Clone)]
 pub(super) struct Clients {
     anywhere: HttpClient,
     public: HttpClient,
+    /// With the client certificate, and where alone it is shown.
+    certified: Option<(Arc<[Origin]>, HttpClient)>,
+    router: Router,
 }
 
 impl Clients {
     /// `extra` certificates are trusted beside the system's.
-    pub(super) fn new(extra: &[CertificateDer<'static>], names: &Names, limits: &Arc<Limits>) -> Self {
-        let tls = Arc::new(tls_config(extra));
-        let client = |reach| {
-            let tcp = Tcp { reach, names: names.clone(), limits: Arc::clone(limits) };
-            let connector = Bounded { https: HttpsConnector::from((tcp, Arc::clone(&tls))), limit: limits.connect };
-            Client::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(limits.idle)
-                .pool_max_idle_per_host(limits.idle_connections)
-                .http1_max_buf_size(READ_BUFFER_BYTES_MAX)
-                .build(connector)
-        };
-        Self { anywhere: client(Reach::Anywhere), public: client(Reach::Public) }
+    pub(super) fn new(extra: &[CertificateDer<'static>], router: &Router, names: &Names, limits: &Arc<Limits>) -> Self {
+        let tls = Arc::new(tls_config(extra, None));
+        let client = |reach| client(reach, &tls, router, names, limits);
+        Self { anywhere: client(Reach::Anywhere), public: client(Reach::Public), certified: None, router: router.clone() }
     }
 
-    pub(super) fn get(&self, reach: Reach) -> &HttpClient {
+    /// The same, with a certificate for these hosts.
+    pub(super) fn with_certificate(
+        self,
+        extra: &[CertificateDer<'static>],
+        own: Arc<dyn ResolvesClientCert>,
+        hosts: Arc<[Origin]>,
+        names: &Names,
+        limits: &Arc<Limits>,
+    ) -> Self {
+        let tls = Arc::new(tls_config(extra, Some(own)));
+        let certified = client(Reach::Anywhere, &tls, &self.router, names, limits);
+        Self { certified: Some((hosts, certified)), ..self }
+    }
+
+    pub(super) fn get(&self, reach: Reach, url: &Url) -> &HttpClient {
+        if let Some((hosts, client)) = &self.certified
+            && hosts.contains(&url.origin())
+        {
+            return client;
+        }
         match reach {
             Reach::Anywhere => &self.anywhere,
             Reach::Public => &self.public,
         }
     }
+
+    /// The proxy that is sent the request for an URL itself.
+    pub(super) fn forwarder(&self, url: &Url) -> Option<&Proxy> {
+        self.router.forwarder(url)
+    }
 }
 
-fn tls_config(extra: &[CertificateDer<'static>]) -> ClientConfig {
+fn client(reach: Reach, tls: &Arc<ClientConfig>, router: &Router, names: &Names, limits: &Arc<Limits>) -> HttpClient {
+    let tcp = Tcp { reach, router: router.clone(), names: names.clone(), limits: Arc::clone(limits) };
+    let connector = Bounded { https: HttpsConnector::from((tcp, Arc::clone(tls))), limit: limits.connect };
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(limits.idle)
+        .pool_max_idle_per_host(limits.idle_connections)
+        .http1_max_buf_size(READ_BUFFER_BYTES_MAX)
+        .build(connector)
+}
+
+fn tls_config(extra: &[CertificateDer<'static>], own: Option<Arc<dyn ResolvesClientCert>>) -> ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     // A bundle with a broken certificate in it is still a bundle: what can be read is used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -93,11 +128,19 @@ fn tls_config(extra: &[CertificateDer<'static>]) -> ClientConfig {
     }
     roots.add_parsable_certificates(extra.iter().cloned());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match own {
+        Some(own) => {
+            let mut config = config.with_client_cert_resolver(own);
+            // A session that is resumed is that of the certificate which began it, also after a reload.
+            config.resumption = Resumption::disabled();
+            config
+        }
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
@@ -117,6 +160,8 @@ pub(super) enum Failure {
     Slow,
     #[error("not a public address")]
     NotPublic,
+    #[error("{fault}")]
+    Proxy { proxy: String, fault: ProxyFault },
 }
 
 /// What the client's error means. `from` is the host that sent millpond to `host`, which may be `host` itself.
@@ -132,6 +177,7 @@ pub(super) fn explain(error: &ClientError, host: &str, from: &str) -> Error {
                 Failure::Tls(text) => unavailable(Why::Tls(text)),
                 Failure::Certificate(text) => unavailable(Why::Certificate(text)),
                 Failure::Slow => Error::Timeout { host: host(), phase: Phase::Connect },
+                Failure::Proxy { proxy, fault } => unavailable(Why::Proxy { proxy, fault }),
                 Failure::NotPublic => Error::RefusedTarget { host: from.to_owned(), target: host(), why: Refusal::Address },
             };
         }
@@ -153,7 +199,7 @@ pub(super) struct Bounded {
 }
 
 impl Service<Uri> for Bounded {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = MaybeHttpsStream<Stream>;
     type Error = Failure;
     type Future = Connecting<Self::Response>;
 
@@ -184,16 +230,17 @@ fn tls_failure(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Failu
     Failure::Tls(error.to_string())
 }
 
-/// Connects to the addresses of a name, where `reach` allows it.
+/// Connects to a host, through a proxy if there is one for it, where `reach` allows it.
 #[derive(Clone)]
 struct Tcp {
     reach: Reach,
+    router: Router,
     names: Names,
     limits: Arc<Limits>,
 }
 
 impl Service<Uri> for Tcp {
-    type Response = TokioIo<TcpStream>;
+    type Response = Stream;
     type Error = Failure;
     type Future = Connecting<Self::Response>;
 
@@ -204,17 +251,68 @@ impl Service<Uri> for Tcp {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-            let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-            let addresses = match host.parse::<IpAddr>() {
-                Ok(address) => vec![address],
-                Err(_) => this.names.resolve(host, this.limits.dns).await?,
-            };
-            let allowed = allowed(addresses, this.reach, this.limits.is_public)?;
-            let stream = race(allowed.into_iter().map(|ip| SocketAddr::new(ip, port)), &this.limits).await?;
-            set_options(&stream);
-            Ok(TokioIo::new(stream))
+            let is_https = uri.scheme_str() == Some("https");
+            let host = uri.host().unwrap_or_default();
+            let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+            match this.router.proxy(is_https, host, port) {
+                Some(proxy) => this.through(proxy, is_https, host, port).await,
+                None => Ok(Stream::new(this.connect(host, port, this.reach).await?, Way::Direct)),
+            }
         })
+    }
+}
+
+impl Tcp {
+    async fn connect(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, Failure> {
+        let allowed = self.addresses(host, reach).await?;
+        let stream = race(allowed.into_iter().map(|ip| SocketAddr::new(ip, port)), &self.limits).await?;
+        set_options(&stream);
+        Ok(stream)
+    }
+
+    async fn addresses(&self, host: &str, reach: Reach) -> Result<Vec<IpAddr>, Failure> {
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => self.names.resolve(host, self.limits.dns).await?,
+        };
+        allowed(addresses, reach, self.limits.is_public)
+    }
+
+    async fn through(&self, proxy: &Proxy, is_https: bool, host: &str, port: u16) -> Result<Stream, Failure> {
+        if self.reach == Reach::Public {
+            // What can be seen without asking a name server; the rest is for the proxy to judge.
+            let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+            if ip.map_or_else(|_| is_local_name(host), |ip| !(self.limits.is_public)(ip)) {
+                return Err(Failure::NotPublic);
+            }
+        }
+        match proxy.kind {
+            Kind::Http if !is_https => Ok(Stream::new(self.to_proxy(proxy).await?, Way::Forward)),
+            Kind::Http | Kind::SocksByName => self.tunnel(proxy, host, port).await,
+            Kind::Socks => {
+                let mut failure = Failure::NotPublic;
+                for ip in self.addresses(host, self.reach).await? {
+                    match self.tunnel(proxy, &ip.to_string(), port).await {
+                        Ok(stream) => return Ok(stream),
+                        Err(why) => failure = why,
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn tunnel(&self, proxy: &Proxy, host: &str, port: u16) -> Result<Stream, Failure> {
+        let tcp = self.to_proxy(proxy).await?;
+        let opened = timeout(self.limits.proxy, tunnel::open(tcp, proxy, host, port)).await;
+        opened.unwrap_or(Err(ProxyFault::Silent)).map_err(|fault| Failure::Proxy { proxy: proxy.label(), fault })
+    }
+
+    /// A proxy is named by the operator: it may be anywhere.
+    async fn to_proxy(&self, proxy: &Proxy) -> Result<TcpStream, Failure> {
+        let connected = self.connect(&proxy.host, proxy.port, Reach::Anywhere).await;
+        connected.map_err(|failure| Failure::Proxy { proxy: proxy.label(), fault: ProxyFault::Unreachable(failure.to_string()) })
     }
 }
 
@@ -286,6 +384,7 @@ fn set_options(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::super::address::is_public;
+    use super::super::proxy::Via;
     use super::*;
 
     fn ips(list: &[&str]) -> Vec<IpAddr> {
@@ -321,10 +420,11 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let port = listener.local_addr().expect("an address").port();
         let limits = Arc::new(Limits::default());
-        let clients = Clients::new(&[], &Names::default(), &limits);
+        let clients = Clients::new(&[], &Router::new(&Via::Direct, &Arc::default()), &Names::default(), &limits);
         for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
-            let uri: Uri = format!("http://{host}:{port}/").parse().expect("an URI");
-            let error = clients.get(Reach::Public).get(uri).await.expect_err("refused");
+            let url = format!("http://{host}:{port}/");
+            let uri: Uri = url.parse().expect("an URI");
+            let error = clients.get(Reach::Public, &Url::parse(&url).expect("an URL")).get(uri).await.expect_err("refused");
             let error = explain(&error, host, "registry.example");
             assert!(matches!(error, Error::RefusedTarget { why: Refusal::Address, .. }), "{host}: {error:?}");
         }

@@ -81,9 +81,20 @@ pub enum Why {
     /// The certificate is not trusted, or not this host's.
     #[error("its certificate is not trusted ({0}); for a private authority set ca_file")]
     Certificate(String),
+    /// The proxy on the way did not lead there.
+    #[error("through proxy {proxy}: {fault}")]
+    Proxy {
+        /// Which one; its login is not told.
+        proxy: String,
+        /// What it did.
+        fault: ProxyFault,
+    },
     /// The connection broke before the answer, or the body, was whole.
     #[error("the connection broke")]
     Cut,
+    /// It asked this mirror itself, or stands in a row of mirrors that never ends.
+    #[error("its requests lead back to this mirror (508); take it out of endpoints here, or this mirror out of its")]
+    Loop,
     /// It said so: a 5xx or a 408.
     #[error("it answered {0}")]
     Status(u16),
@@ -99,6 +110,45 @@ pub enum Why {
     /// All the connections that millpond grants to one upstream are in use, and none became free in time.
     #[error("millpond has too many requests to it under way")]
     Busy,
+}
+
+/// What went wrong at a proxy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyFault {
+    /// It cannot be reached.
+    #[error("no connection to it ({0})")]
+    Unreachable(String),
+    /// It wants a login, or another one.
+    #[error("it does not accept the login; give it one as http://user:password@host:port")]
+    Login,
+    /// What it answered to CONNECT.
+    #[error("it answered {0} when it was asked to connect")]
+    Status(u16),
+    /// What it answered by SOCKS5.
+    #[error("it could not connect ({})", socks_reply(*.0))]
+    Socks(u8),
+    /// It did not answer.
+    #[error("it did not open the way in time")]
+    Silent,
+    /// It closed the connection.
+    #[error("it closed the connection before the way was open")]
+    Cut,
+    /// It does not speak the protocol that it is said to.
+    #[error("its answer is not that of such a proxy")]
+    Nonsense,
+}
+
+/// RFC 1928 section 6.
+fn socks_reply(reply: u8) -> &'static str {
+    match reply {
+        2 => "its rules do not allow it",
+        3 => "no way to that network",
+        4 => "no way to that host, or its name is unknown",
+        5 => "connection refused",
+        6 => "the way is too long",
+        7 | 8 => "it does not know how",
+        _ => "it has a fault",
+    }
 }
 
 /// At what an upstream was too slow.
@@ -198,18 +248,25 @@ impl Error {
         match why {
             Why::Dns(_) | Why::Connect(_) | Why::Tls(_) | Why::Cut => true,
             Why::Status(status) => is_passing(*status),
-            Why::Certificate(_) | Why::Storage(_) | Why::Token(_) | Why::Resting | Why::Busy => false,
+            Why::Proxy { fault, .. } => match fault {
+                ProxyFault::Unreachable(_) | ProxyFault::Cut | ProxyFault::Socks(1 | 3..=6) => true,
+                ProxyFault::Status(status) => is_passing(*status),
+                ProxyFault::Login | ProxyFault::Socks(_) | ProxyFault::Silent | ProxyFault::Nonsense => false,
+            },
+            Why::Certificate(_) | Why::Storage(_) | Why::Token(_) | Why::Resting | Why::Busy | Why::Loop => false,
         }
     }
 
     /// Of the errors of several endpoints the one to report is the largest. An outage outranks an answer: the endpoint
-    /// that is away might have had the content, so what is held may still be served stale.
+    /// that is away might have had the content, so what is held may still be served stale. One that leads back here might
+    /// not: it says nothing.
     pub(super) fn rank(&self) -> u8 {
         match self {
-            Self::NotFound { .. } => 0,
-            Self::Denied { .. } => 1,
-            Self::BadAnswer { .. } | Self::RefusedTarget { .. } => 2,
-            Self::RateLimited { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => 3,
+            Self::Unavailable { why: Why::Loop, .. } => 0,
+            Self::NotFound { .. } => 1,
+            Self::Denied { .. } => 2,
+            Self::BadAnswer { .. } | Self::RefusedTarget { .. } => 3,
+            Self::RateLimited { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => 4,
         }
     }
 }
@@ -221,7 +278,7 @@ pub(super) fn is_passing(status: u16) -> bool {
 
 fn refusal(authenticated: bool) -> &'static str {
     if authenticated {
-        "refuses millpond's credentials, or they do not reach this repository; check username and password_file"
+        "refuses millpond's credentials, or they do not reach this repository; check username and password_file, or docker_config"
     } else {
         "refuses anonymous requests for it, or it does not exist"
     }

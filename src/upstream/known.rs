@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use url::Url;
 
-use super::{Config, PARALLEL, Private, Settings};
+use super::{Config, Settings};
 use crate::oci::Registry;
 
 /// Name, endpoint, and the hosts besides the endpoint's that issue its tokens.
@@ -28,6 +28,9 @@ const PUBLIC: &[(&str, &str, &[&str])] = &[
     ("cgr.dev", "https://cgr.dev", &[]),
 ];
 
+/// Who answers `/v1/search` for Docker Hub. The other registries' searches are their own.
+const HUB_SEARCH: &str = "https://index.docker.io";
+
 /// Other names of the same registry.
 const ALIASES: &[(&str, &str)] = &[("index.docker.io", "docker.io"), ("registry-1.docker.io", "docker.io")];
 
@@ -36,17 +39,13 @@ pub fn builtin() -> Config {
     let entry = |&(name, endpoint, auth_hosts): &(&str, &str, &[&str])| {
         let name = Registry::parse(name).expect("the table names registries");
         let settings = Settings {
-            endpoints: vec![Url::parse(endpoint).expect("the table names URLs")],
-            credentials: None,
-            private: Private::default(),
             auth_hosts: auth_hosts.iter().map(|&host| host.to_owned()).collect(),
-            ca_file: None,
-            parallel: PARALLEL,
-            bandwidth: None,
+            search: (name == Registry::docker_hub()).then(|| Url::parse(HUB_SEARCH).expect("it is an URL")),
+            ..Settings::of(vec![Url::parse(endpoint).expect("the table names URLs")])
         };
         (name, settings)
     };
-    Config { upstreams: PUBLIC.iter().map(entry).collect::<BTreeMap<_, _>>() }
+    Config { upstreams: PUBLIC.iter().map(entry).collect::<BTreeMap<_, _>>(), ..Config::default() }
 }
 
 /// The name under which a registry is configured and cached.

@@ -49,6 +49,8 @@ impl Upstream {
             kind: Kind::Blob,
             reach: spot.reach,
             from: &spot.from,
+            // Who loops was found out when the blob was asked for.
+            via: None,
         };
         let response = wire.send(&out, Deadline::after(wire.limits.wide.silence)).await?;
         if headers::is_encoded(response.headers()) || part_of(response.status(), response.headers(), (first, last)).is_none() {

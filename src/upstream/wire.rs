@@ -9,14 +9,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
-use hyper::{Method, Request, Response, Uri};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, PROXY_AUTHORIZATION, RANGE, USER_AGENT, VIA};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use tracing::debug;
 use url::Url;
 
 use super::budget::{Deadline, Limits};
 use super::connect::{Clients, Reach, explain};
-use super::error::{Error, Flaw, Phase, Why};
+use super::error::{Error, Flaw, Phase, ProxyFault, Why};
+use super::proxy::Proxy;
 use super::redirect::host_of;
 use crate::observe::{Kind, Metrics};
 
@@ -52,6 +53,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) reach: Reach,
     /// The host that named this URL.
     pub(super) from: &'a str,
+    /// The mirrors that ask, for an endpoint.
+    pub(super) via: Option<&'a HeaderValue>,
 }
 
 impl Outgoing<'_> {
@@ -69,6 +72,9 @@ impl Outgoing<'_> {
         if let Some(authorization) = self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
+        if let Some(via) = self.via {
+            headers.insert(VIA, via.clone());
+        }
         if self.offset > 0 || self.last.is_some() {
             let last = self.last.map_or_else(String::new, |last| last.to_string());
             let range = HeaderValue::from_str(&format!("bytes={}-{last}", self.offset)).expect("digits");
@@ -81,9 +87,13 @@ impl Outgoing<'_> {
 impl Wire {
     /// Sends, and waits for the head of the answer: until the deadline, but no longer than such a wait may be.
     pub(super) async fn send(&self, out: &Outgoing<'_>, deadline: Deadline) -> Result<Response<Incoming>, Error> {
-        let request = out.request()?;
+        let mut request = out.request()?;
         let host = host_of(out.url);
-        let answer = deadline.within(self.limits.head).run(self.clients.get(out.reach).request(request)).await;
+        let forwarder = self.clients.forwarder(out.url);
+        if let Some(authorization) = forwarder.and_then(Proxy::authorization) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
+        }
+        let answer = deadline.within(self.limits.head).run(self.clients.get(out.reach, out.url).request(request)).await;
         let answer = match answer {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(error)) => Err(explain(&error, &host, out.from)),
@@ -93,7 +103,14 @@ impl Wire {
         self.metrics.asked(&self.upstream, out.kind, status);
         // No path either: some storages put the signature there.
         debug!(upstream = %self.upstream, host, kind = out.kind.as_str(), method = %out.method, offset = out.offset, status, "asked");
-        answer
+        match (answer, forwarder) {
+            (Ok(answer), Some(proxy)) if answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                settle(answer).await;
+                let why = Why::Proxy { proxy: proxy.label(), fault: ProxyFault::Login };
+                Err(Error::Unavailable { host, why })
+            }
+            (answer, _) => answer,
+        }
     }
 }
 

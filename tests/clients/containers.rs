@@ -10,7 +10,7 @@ use crate::mirror;
 use crate::process::{self, Scratch, client, run};
 
 /// Settings of skopeo and podman in a scratch folder: the mirror, a policy that asks for no signature, and a way to run that suits any machine.
-struct Settings {
+pub(crate) struct Settings {
     scratch: Scratch,
     registries: String,
     policy: String,
@@ -18,7 +18,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn new(mirror: &str) -> Self {
+    pub(crate) fn new(mirror: &str) -> Self {
         let scratch = Scratch::new();
         let registries = scratch.write(
             "registries.conf",
@@ -40,14 +40,24 @@ impl Settings {
         Self { scratch, registries, policy, containers }
     }
 
-    fn skopeo(&self, arguments: &[&str]) -> Command {
+    /// A file in the scratch folder.
+    pub(crate) fn at(&self, name: &str) -> String {
+        self.scratch.at(name)
+    }
+
+    /// The policy's file.
+    pub(crate) fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    pub(crate) fn skopeo(&self, arguments: &[&str]) -> Command {
         let mut command = client("skopeo");
         command.args(["--registries-conf", &self.registries, "--policy", &self.policy]).args(arguments);
         command
     }
 
     /// podman with its storage in the scratch folder, in a mount namespace of its own: it leaves its storage mounted.
-    fn podman(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn podman(&self, arguments: &[&str]) -> Command {
         let mut command = client("unshare");
         command.env("CONTAINERS_REGISTRIES_CONF", &self.registries).env("CONTAINERS_CONF", &self.containers);
         let (root, run) = (self.scratch.at("root"), self.scratch.at("run"));

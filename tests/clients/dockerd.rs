@@ -33,7 +33,7 @@ impl Dockerd {
         Self { host, _daemon: daemon, scratch }
     }
 
-    fn docker(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Command {
         let mut command = client("docker");
         // An empty configuration: no login of this machine's user, no context.
         command.args(["--host", &self.host, "--config", &self.scratch.at("client")]).args(arguments);

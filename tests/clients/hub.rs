@@ -16,7 +16,7 @@ use crate::registry;
 use crate::support::registry::{Blob, Content, Port, Registry};
 
 /// A scripted Docker Hub with every fixture in it.
-fn fill(runtime: &Runtime, fixtures: &Fixtures) -> Registry {
+pub(crate) fn fill(runtime: &Runtime, fixtures: &Fixtures) -> Registry {
     let source = registry::Registry::start(&fixtures.storage(), registry::Role::Upstream);
     let hub = runtime.block_on(Registry::hub());
     let mut pushed = BTreeSet::new();

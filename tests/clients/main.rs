@@ -4,7 +4,7 @@
 //! dockerd, ctr, skopeo, podman ─→ Tap ─→ millpond ─→ Tap ─→ Debian's docker-registry ─→ fixtures on disk
 //! ```
 //!
-//! One module a client: [`dockerd`], [`containerd`], [`containers`] (skopeo and podman), then [`hub`], with a scripted Docker Hub as the upstream, and [`manifests`] for what no client shows: the
+//! One module a client: [`dockerd`], [`containerd`], [`containers`] (skopeo and podman), then [`accounts`] (logins and searches of all), [`hub`], with a scripted Docker Hub as the upstream, and [`manifests`] for what no client shows: the
 //! exact bytes and headers. [`chain`] puts the row above together; each [`tap`] writes down what passed, so that "the mirror served it" and "the
 //! upstream was asked once" are assertions. [`fixtures`] makes the images once a machine. [`process`] starts programs and ends them.
 //!
@@ -18,6 +18,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why, on the terminal")]
 #![allow(clippy::unwrap_used, reason = "a broken harness should stop at once, where it broke")]
 
+mod accounts;
 mod chain;
 mod containerd;
 mod containers;

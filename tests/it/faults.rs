@@ -9,9 +9,14 @@ mod limit; // 429
 mod manifest; // manifests that cannot be used
 mod outage; // down, refused, 5xx, hanging, bad certificates; one of several endpoints
 mod reach; // names, handshakes and ways that lead nowhere, or back here
+mod refuted; // what is wrong again and again
 mod target; // realms and redirects that lead where nobody should go
 mod token; // challenges and token services that fail
 mod wide; // several connections for a blob that comes slowly
+
+use std::time::Duration;
+
+use millpond::serve::Tuning;
 
 use crate::support::registry::{Blob, Fault};
 use crate::support::scene::Scene;
@@ -21,6 +26,11 @@ fn offsets(scene: &Scene, blob: &Blob) -> Vec<u64> {
     let offset = |range: &str| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
     let requests = scene.hub.matching(scene.hub.body_of(&blob.digest).get());
     requests.iter().map(|record| record.header("range").map_or(0, offset)).collect()
+}
+
+/// A mirror that forgets at once what came wrong.
+fn forgetful(tuning: &mut Tuning) {
+    tuning.fill.refuted = Duration::ZERO;
 }
 
 /// Gives the next request for the bytes of a blob this fault.

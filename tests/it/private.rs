@@ -110,6 +110,36 @@ async fn what_is_private_does_not_exist_for_strangers_before_it_is_held_and_afte
     scene.is_sound().await;
 }
 
+/// What a stranger's question costs, which is what it takes in time: the same for what is forbidden and for what is absent,
+/// held or not.
+#[tokio::test]
+async fn what_is_forbidden_is_asked_about_like_what_is_absent() {
+    let (mut scene, secret, _) = scene(|builder| builder).await;
+    let absent = registry_free_image();
+    for held in [false, true] {
+        if held {
+            pull_with(&scene.mirror.url(), SECRET, "latest", bob).await.unwrap();
+            scene.is_sound().await;
+            // Without what was remembered of a moment ago, which is the same for both.
+            scene = scene.restart(|builder| builder).await;
+        }
+        let base = scene.mirror.url();
+        // How the registry wants to be asked is known from here on.
+        get(scene.mirror.manifest("team/other", "latest")).send().await;
+        for (ask, nothing) in all_of(&base, SECRET, &secret).into_iter().zip(all_of(&base, "team/absent", &absent)) {
+            let what = format!("{ask:?}, held: {held}");
+            let mut costs = Vec::new();
+            for ask in [ask, nothing] {
+                scene.hub.forget();
+                assert_eq!(ask.send().await.status, 404, "{what}");
+                let requests = scene.hub.requests();
+                costs.push(requests.iter().map(|record| (record.kind, record.method.clone(), record.status)).collect::<Vec<_>>());
+            }
+            assert_eq!(costs[0], costs[1], "{what}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_private_stays_so_without_the_upstream() {
     let (scene, secret, public) = scene(|builder| builder).await;

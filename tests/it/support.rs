@@ -12,6 +12,7 @@ pub mod inject;
 pub mod lack;
 pub mod mirror;
 pub mod patience;
+pub mod proxy;
 pub mod registry;
 pub mod scene;
 pub mod tally;

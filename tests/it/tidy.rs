@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("listen", &[]),
     ("access", &[]),
     ("admin", &["observe"]),
+    ("doctor", &["oci", "upstream"]),
     ("cache", &["oci", "observe"]),
     ("upstream", &["oci", "observe"]),
     ("fill", &["oci", "observe", "cache"]),
@@ -187,4 +188,93 @@ fn every_promise_names_a_test_that_exists() {
         }
     }
     assert!(promises >= 9, "every invariant names its test; {promises} do");
+}
+
+/// Licences that may be asked of whoever ships the program: permissive ones, compatible with Apache-2.0. As in `deny.toml`.
+const LICENCES: &[&str] = &[
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-3-Clause",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// Whether a licence expression can be met by what is allowed. `MIT/Apache-2.0` is an old way to say OR.
+fn may_be_used(expression: &str) -> bool {
+    let words = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ").replace(" WITH ", "-WITH-");
+    let words = words.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut at = 0;
+    let met = any_of(&words, &mut at);
+    met && at == words.len()
+}
+
+fn any_of(words: &[String], at: &mut usize) -> bool {
+    let mut met = all_of(words, at);
+    while words.get(*at).is_some_and(|word| word == "OR") {
+        *at += 1;
+        met |= all_of(words, at);
+    }
+    met
+}
+
+fn all_of(words: &[String], at: &mut usize) -> bool {
+    let mut met = one(words, at);
+    while words.get(*at).is_some_and(|word| word == "AND") {
+        *at += 1;
+        met &= one(words, at);
+    }
+    met
+}
+
+fn one(words: &[String], at: &mut usize) -> bool {
+    let word = words.get(*at).map(String::as_str).unwrap_or_default();
+    *at += 1;
+    if word == "(" {
+        let met = any_of(words, at);
+        *at += 1;
+        return met;
+    }
+    LICENCES.contains(&word.replace("-WITH-", " WITH ").as_str())
+}
+
+#[test]
+fn licence_expressions_are_understood() {
+    for good in ["MIT", "MIT/Apache-2.0", "GPL-3.0 OR MIT", "(MIT OR GPL-3.0) AND ISC", "Apache-2.0 WITH LLVM-exception OR X"] {
+        assert!(may_be_used(good), "{good}");
+    }
+    for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "MIT AND (GPL-3.0 OR X)", "MIT)", "MIT ISC", "AND"] {
+        assert!(!may_be_used(bad), "{bad}");
+    }
+}
+
+#[test]
+fn dependencies_come_from_one_registry_under_permissive_licences() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let text = fs::read_to_string(root.join(lock)).unwrap();
+        let sources = text.lines().filter_map(|line| line.strip_prefix("source = ")).collect::<BTreeSet<_>>();
+        assert!(sources.len() == 1 && sources.iter().all(|source| source.starts_with("\"registry+")), "{lock}: {sources:?}");
+    }
+    let deny = fs::read_to_string(root.join("deny.toml")).unwrap();
+    for licence in LICENCES {
+        assert!(deny.contains(&format!("\"{licence}\"")), "deny.toml does not name {licence}");
+    }
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let cargo = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", &platform])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&cargo.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let wrong = packages.iter().filter(|package| !package["license"].as_str().is_some_and(may_be_used));
+    let wrong = wrong.map(|package| format!("{} {}", package["name"], package["license"])).collect::<Vec<_>>();
+    assert!(packages.len() > 50 && wrong.is_empty(), "{wrong:#?}");
 }

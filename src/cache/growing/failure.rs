@@ -18,12 +18,18 @@ pub enum Failure {
     /// The upstream cannot be reached, or breaks off again and again.
     #[error("the upstream cannot deliver it")]
     Unavailable,
+    /// The upstream's requests lead back here.
+    #[error("the upstream asks this mirror")]
+    Loop,
     /// The upstream did not answer in time.
     #[error("the upstream did not answer in time")]
     Timeout,
     /// What the upstream sent is not what the digest names, or no proper answer.
     #[error("the upstream sent something else than was asked for")]
     Corrupt,
+    /// It was so again and again: the upstream is not asked for it for so long.
+    #[error("the upstream has it wrong")]
+    Refuted(Duration),
     /// The writer ended without saying why: millpond is stopping, or has a fault.
     #[error("the transfer was given up")]
     Abandoned,

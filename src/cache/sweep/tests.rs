@@ -140,6 +140,41 @@ async fn only_what_is_old_and_leads_to_nothing_goes() {
     assert!(sweep(&cache).is_empty(), "once is enough");
 }
 
+#[tokio::test(start_paused = true)]
+async fn only_the_mark_of_what_is_gone_goes_and_whoever_brings_it_back_marks_it_anew() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cache = open(dir.path()).await;
+    let (held, small) = (keep(&cache, 1, 100_000).await, keep(&cache, 2, 100).await);
+    let [lost, arriving] = [&b"lost"[..], b"arriving"].map(Digest::sha256_of);
+    let Role::Writer(_permit) = cache.0.flights.join(&arriving, 0) else { panic!("nobody has it") };
+    let owner = Registry::docker_hub();
+    let marks = [held, small, arriving, lost];
+    for digest in &marks {
+        assert!(cache.withhold(digest, Some(&owner)).await);
+    }
+    let swept = |cache: &Cache| marks.into_iter().filter(|digest| cache.sweep_mark(digest)).collect::<Vec<_>>();
+    assert_eq!(swept(&cache), [], "they are young");
+    age(&dir.path().join("repos"));
+    assert_eq!(swept(&cache), [], "somebody relied on them a moment ago, whatever the time of day says");
+    tokio::time::advance(Duration::from_secs(60 * 60)).await;
+    assert!(cache.withhold(&lost, Some(&owner)).await, "it is on its way, and its mark is an old one");
+    assert_eq!(swept(&cache), []);
+    tokio::time::advance(Duration::from_secs(60 * 60)).await;
+    assert_eq!(swept(&cache), [lost]);
+    assert_eq!(swept(&cache), [], "once");
+    for digest in [held, small, arriving] {
+        assert!(cache.withheld(&digest).await.is_some(), "what is here, or on its way, stays withheld");
+    }
+    assert!(cache.withheld(&lost).await.is_none());
+    assert!(cache.withhold(&lost, Some(&owner)).await);
+    assert_eq!(cache.withheld(&lost).await.map(|owners| owners.len()), Some(1));
+    // Where it cannot be said whether it is gone it stays.
+    tokio::time::advance(Duration::from_secs(60 * 60)).await;
+    age(&dir.path().join("repos"));
+    fs::remove_dir_all(cache.0.blobs.path(&lost).parent().expect("a shard")).expect("removes");
+    assert_eq!(swept(&cache), []);
+}
+
 #[tokio::test]
 async fn a_repository_of_which_nothing_is_left_leaves_no_folder() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -151,7 +151,9 @@ async fn a_small_body_that_breaks_off_is_fetched_again() {
 #[tokio::test]
 async fn one_upstream_gets_so_many_connections_and_no_more() {
     let server = Server::start(|_, _| reply(200, &[], vec![0; 1 << 20])).await;
-    let upstream = Setup::new(&[&server]).limits(|limits| limits.blobs = 1).upstream();
+    let mut setup = Setup::new(&[&server]);
+    setup.settings.connections = 2;
+    let upstream = setup.upstream();
     let (name, digest) = (name("a"), digest("x"));
     let held = upstream.blob(&name, &digest, 0).await.expect("a blob");
     let (second, ()) = tokio::join!(upstream.blob(&name, &digest, 0), pass(Duration::from_secs(26)));

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use url::Url;
 
-use super::super::{Config, Credentials, Limits, Private, Settings, Upstream, Upstreams};
+use super::super::{Config, Credentials, Limits, Settings, Upstream, Upstreams};
 use crate::observe::Metrics;
 use crate::oci::{Digest, Name, Reference, Registry};
 
@@ -201,22 +201,14 @@ pub(super) struct Setup {
 
 impl Setup {
     pub(super) fn new(endpoints: &[&Server]) -> Self {
-        let settings = Settings {
-            endpoints: endpoints.iter().map(|server| server.url()).collect(),
-            credentials: None,
-            private: Private::default(),
-            auth_hosts: Vec::new(),
-            ca_file: None,
-            parallel: 1,
-            bandwidth: None,
-        };
+        let settings = Settings { parallel: 1, ..Settings::of(endpoints.iter().map(|server| server.url()).collect()) };
         let limits = Limits { pause: Duration::from_millis(1), ..Limits::default() };
         Self { limits, metrics: Metrics::new(), settings, dir: tempfile::tempdir().expect("a folder") }
     }
 
     pub(super) fn with_login(mut self) -> Self {
         let password_file = self.file("password", "secret");
-        self.settings.credentials = Some(Credentials { username: "user".to_owned(), password_file });
+        self.settings.credentials = Some(Credentials::Password { username: "user".to_owned(), password_file });
         self
     }
 

@@ -49,8 +49,9 @@ async fn nothing_is_told_but_what_is_needed() {
     let upstream = Setup::new(&[&server]).with_login().upstream();
     upstream.manifest(&name("a"), &tag("latest")).await.expect("a manifest");
     upstream.blob(&name("a"), &digest("x"), 5).await.expect("a blob");
-    let allowed = ["accept", "accept-encoding", "authorization", "host", "range", "user-agent"];
+    let allowed = ["accept", "accept-encoding", "authorization", "host", "range", "user-agent", "via"];
     for seen in server.seen() {
+        assert_eq!(seen.header("via").is_some(), seen.path.starts_with("/v2/"), "{seen:?}");
         assert!(seen.headers.keys().all(|key| allowed.contains(&key.as_str())), "{seen:?}");
         assert_eq!(seen.header("accept-encoding"), Some("identity"));
         assert_eq!(seen.header("user-agent"), Some(concat!("millpond/", env!("CARGO_PKG_VERSION"))));

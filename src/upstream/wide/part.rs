@@ -105,7 +105,7 @@ impl Origin {
     /// A connection, unless others may want it.
     pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let blobs = &self.upstream.0.blobs;
-        if blobs.available_permits() <= self.upstream.0.wire.limits.blobs / LEFT_TO_OTHERS {
+        if blobs.available_permits() <= self.upstream.0.blobs_max / LEFT_TO_OTHERS {
             return None;
         }
         Arc::clone(blobs).try_acquire_owned().ok()

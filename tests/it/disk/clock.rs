@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::REPO;
 use crate::support::KIB;
-use crate::support::client::pull;
+use crate::support::client::{get, pull};
 use crate::support::lack::lacking;
 use crate::support::mirror::{Builder, Process};
 use crate::support::registry::{Image, Kind, Pushed, Registry};
@@ -48,6 +48,16 @@ impl World {
         self.hub.image(REPO, tag, Image::layers([100 * KIB, 10 * KIB]).seed(seed))
     }
 
+    /// The files of the folder are of now, whatever the clock was that they were written by.
+    fn age_to_now(&self) {
+        let data = self.settings.data();
+        for dir in [data.clone(), data.join("index")] {
+            for entry in fs::read_dir(dir).unwrap() {
+                fs::File::open(entry.unwrap().path()).unwrap().set_modified(SystemTime::now()).unwrap();
+            }
+        }
+    }
+
     /// When the program wrote that a tag was checked, before or after now, in seconds.
     fn checked(&self, tag: &str) -> i64 {
         let file = self.settings.data().join("repos/docker.io").join(REPO).join("_tags").join(tag);
@@ -59,6 +69,42 @@ impl World {
 
 async fn assert_pulls(program: &Process, reference: impl ToString, image: &Pushed) {
     assert_eq!(pull(&program.url(), REPO, &reference.to_string()).await.map(|pulled| pulled.digest), Ok(image.digest));
+}
+
+#[tokio::test]
+async fn a_start_years_ahead_without_the_upstream_serves_digests_and_says_why_not_tags() {
+    let Some(library) = library() else { return lacking("a clock that jumps", "libfaketime is not installed") };
+    let hub = Registry::hub().await;
+    let settings = Builder::in_memory().upstream("docker.io", &hub).quiet();
+    let world = World { hub, settings, library };
+    world.set_clock(0);
+    let program = world.start().await;
+    let held = world.push("held", 1);
+    assert_pulls(&program, "held", &held).await;
+    assert_eq!(program.terminate().await.0.code(), Some(0));
+
+    world.hub.down().await;
+    for (clock, status, word) in
+        [(YEARS, 503, Some("ahead of the last write")), (-YEARS, 200, Some("behind the last write")), (0, 200, None)]
+    {
+        world.set_clock(clock);
+        let program = world.start().await;
+        assert_pulls(&program, held.digest, &held).await;
+        assert_eq!(get(program.manifest(REPO, "held")).send().await.status, status, "{clock}");
+        let log = program.log();
+        let told = log.lines().filter(|line| line.contains("the last write to the data folder")).collect::<Vec<_>>();
+        assert_eq!(told.len(), usize::from(word.is_some()), "{log}");
+        assert!(word.is_none_or(|word| told[0].contains(word)), "{told:?}");
+        if clock == YEARS {
+            // One answer of the upstream, and the tag is young.
+            world.hub.up().await;
+            assert_pulls(&program, "held", &held).await;
+            world.hub.down().await;
+            assert_pulls(&program, "held", &held).await;
+        }
+        assert_eq!(program.terminate().await.0.code(), Some(0));
+        world.age_to_now();
+    }
 }
 
 #[tokio::test]

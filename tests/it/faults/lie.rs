@@ -1,6 +1,6 @@
 use futures_util::future::join_all;
 
-use super::{offsets, once};
+use super::{forgetful, offsets, once};
 use crate::support::MIB;
 use crate::support::gate::Gate;
 use crate::support::mirror;
@@ -164,7 +164,7 @@ async fn a_small_blob_that_comes_wrong_once_is_fetched_again_unseen() {
 
 #[tokio::test]
 async fn a_blob_that_is_always_wrong_is_asked_for_twice_and_not_for_ever() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(forgetful));
     let held = scene.hold("held").await;
     for (seed, fault) in (1..).zip([Fault::flip(5), Fault::other_bytes(), Fault::html()]) {
         let blob = scene.push(seed, 1000);

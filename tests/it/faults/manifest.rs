@@ -1,7 +1,8 @@
 use millpond::oci::Digest;
 
+use super::forgetful;
 use crate::support::client::head;
-use crate::support::registry::{DigestHeader, Fault, Image, Kind, OCI_INDEX, OCI_MANIFEST};
+use crate::support::registry::{DigestHeader, Fault, Image, Kind, OCI_INDEX, OCI_MANIFEST, Registry};
 use crate::support::scene::{REPO, Scene, assert_refused};
 
 /// The largest manifest there is.
@@ -22,7 +23,7 @@ async fn is_refused(scene: &Scene, digest: &Digest, tag: &str) {
 
 #[tokio::test]
 async fn a_manifest_of_other_bytes_is_refused() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(Registry::hub().await, |builder| builder.tune(forgetful));
     let held = scene.hold("held").await;
     for (seed, fault) in (1..).zip([Fault::flip(3), Fault::other_bytes(), Fault::short(20), Fault::longer_by(1)]) {
         let tag = format!("wrong-{seed}");

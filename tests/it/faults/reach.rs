@@ -1,12 +1,15 @@
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::{offsets, once};
-use crate::support::client::head;
+use crate::support::client::{get, head, pull};
 use crate::support::gate::Gate;
-use crate::support::mirror;
-use crate::support::registry::{Builder, Fault, Image, Kind, Port, Registry};
+use crate::support::mirror::{self, Mirror};
+use crate::support::registry::{Blob, Builder, Fault, Image, Kind, Port, Registry};
 use crate::support::scene::{REPO, Scene, assert_refused, assert_whole, quick};
 
 /// A name that no resolver asks anybody about: its first part is longer than a name's part may be.
@@ -77,32 +80,107 @@ async fn a_tls_connection_that_ends_without_saying_so_is_judged_by_the_hash() {
     scene.is_sound().await;
 }
 
-#[tokio::test]
-async fn a_mirror_in_front_of_itself_refuses_what_it_does_not_hold() {
-    let way_back = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", way_back.local_addr().unwrap());
-    let short = |tuning: &mut millpond::serve::Tuning| {
-        quick(tuning);
-        tuning.upstream.head = Duration::from_secs(1);
-    };
-    let mirror = mirror::Builder::new().endpoint("docker.io", &url).tune(short).start();
-    let target = mirror.address();
-    let forwarder = tokio::spawn(async move {
-        while let Ok((mut near, _)) = way_back.accept().await {
-            tokio::spawn(async move {
-                let mut far = TcpStream::connect(target).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
-    let scene = Scene { hub: Registry::plain().await, mirror };
-    let image = scene.hub.push_untagged(REPO, Image::layers([10]));
-    let blob = scene.push(1, 1000);
-    for ask in [scene.manifest("latest"), scene.manifest(image.digest), scene.get(&blob)] {
-        let reply = ask.send().await;
-        assert!([502, 503, 504].contains(&reply.status), "{reply:?}");
+/// A way that leads to whatever mirror is told later, for who must name an address before there is anything at it.
+struct Way {
+    url: String,
+    target: watch::Sender<Option<SocketAddr>>,
+    task: JoinHandle<()>,
+}
+
+impl Way {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (target, told) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut told = told.clone();
+                tokio::spawn(async move {
+                    let target = told.wait_for(Option::is_some).await.unwrap().unwrap();
+                    let mut far = TcpStream::connect(target).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Self { url, target, task }
     }
-    assert!([502, 503, 504].contains(&head(scene.url(&blob)).send().await.status));
-    assert_eq!(scene.hub.count(Kind::Manifest), 0);
-    forwarder.abort();
+
+    fn leads_to(&self, mirror: &Mirror) {
+        self.target.send_replace(Some(mirror.address()));
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Everything that can be asked for is refused, and nobody waits for it.
+async fn says_that_it_is_a_loop(mirror: &Mirror) {
+    let digest = Blob::seeded(1, 1000).digest;
+    let (tag, manifest, blob) = (mirror.manifest(REPO, "latest"), mirror.manifest(REPO, digest), mirror.blob(REPO, digest));
+    for url in [&tag, &manifest, &blob] {
+        assert_refused(&get(url).send().await, 508);
+        assert_eq!(head(url).send().await.status, 508);
+    }
+    assert_refused(&get(format!("{}/v2/{REPO}/tags/list", mirror.url())).send().await, 508);
+    assert_eq!(mirror.metric("millpond_upstream_up", &[r#"upstream="docker.io""#]).await.to_string(), "1", "the endpoint is well");
+}
+
+#[tokio::test]
+async fn a_mirror_in_front_of_itself_says_so_at_once() {
+    let way = Way::new().await;
+    let mirror = mirror::Builder::new().endpoint("docker.io", &way.url).start();
+    way.leads_to(&mirror);
+    says_that_it_is_a_loop(&mirror).await;
+}
+
+#[tokio::test]
+async fn mirrors_in_a_circle_say_so_at_once() {
+    let way = Way::new().await;
+    let first = mirror::Builder::new().endpoint("docker.io", &way.url).start();
+    let second = mirror::Builder::new().endpoint("docker.io", &first.url()).start();
+    let third = mirror::Builder::new().endpoint("docker.io", &second.url()).start();
+    way.leads_to(&third);
+    says_that_it_is_a_loop(&first).await;
+    says_that_it_is_a_loop(&second).await;
+}
+
+#[tokio::test]
+async fn two_mirrors_that_ask_each_other_first_come_to_the_registry_all_the_same() {
+    let hub = Registry::hub().await;
+    let way = Way::new().await;
+    let with = |url: &str| mirror::Builder::new().endpoint("docker.io", url).upstream("docker.io", &hub).tune(quick).start();
+    let first = with(&way.url);
+    let second = with(&first.url());
+    way.leads_to(&second);
+    let image = hub.image(REPO, "latest", Image::layers([100_000, 1_000]));
+    for mirror in [&first, &second] {
+        assert_eq!(pull(&mirror.url(), REPO, "latest").await.unwrap().digest, image.digest);
+        assert_refused(&get(mirror.manifest(REPO, "absent")).send().await, 404);
+    }
+    for blob in image.blobs() {
+        assert_eq!(hub.gets_of(&blob.digest), 1, "{}", hub.story());
+    }
+}
+
+#[tokio::test]
+async fn endpoints_are_told_who_asks_and_nobody_else_is() {
+    let scene = Scene::new().await;
+    let image = scene.hub.image(REPO, "latest", Image::layers([100_000]));
+    let before = "1.1 proxy.corp.test, 1.1 millpond-00112233445566ff (x)";
+    assert_eq!(scene.manifest("latest").header("Via", before).send().await.status, 200);
+    assert_whole(&scene.get(&image.layers[0]).fetch().await, &image.layers[0]);
+    let via = |kind: Kind| scene.hub.matching(kind).iter().map(|record| record.header("via").map(str::to_owned)).collect::<Vec<_>>();
+    let own = |via: &str| via.strip_prefix("1.1 millpond-").is_some_and(|id| id.len() == 16);
+    for said in via(Kind::Manifest) {
+        let said = said.expect("it says who asks");
+        assert!(said.strip_prefix("1.1 millpond-00112233445566ff, ").is_some_and(own), "{said}");
+    }
+    assert!(via(Kind::Blob).into_iter().all(|said| said.as_deref().is_some_and(own)));
+    for kind in [Kind::Cdn, Kind::Token] {
+        let said = via(kind);
+        assert!(!said.is_empty() && said.iter().all(Option::is_none), "{kind:?}: {said:?}");
+    }
 }

@@ -45,8 +45,8 @@ fn every_setting_has_its_word() {
         .set("access", "networks", "[\"127.0.0.0/8\"]");
     let config = builder.config();
     let docker = settings(&builder, "docker.io");
-    let login = docker.credentials.unwrap();
-    assert_eq!((login.username.as_str(), std::fs::read_to_string(login.password_file).unwrap().as_str()), ("ann", "secret"));
+    let millpond::upstream::Credentials::Password { username, password_file } = docker.credentials.unwrap() else { panic!("a password") };
+    assert_eq!((username.as_str(), std::fs::read_to_string(password_file).unwrap().as_str()), ("ann", "secret"));
     assert_eq!(docker.private, Private::Anyone);
     assert_eq!((config.pull.tag_ttl.as_secs(), config.pull.max_stale.as_secs(), config.pull.offline), (10, 86_400, true));
     assert_eq!(config.cache.max_size, millpond::cache::MaxSize::Bytes(10 << 20));

@@ -53,8 +53,9 @@ fn patient() -> Tuning {
     (tuning.listen.handshake, tuning.listen.header, tuning.listen.stall) = (long, long, long);
     (tuning.fill.silence, tuning.fill.stall) = (long, long);
     let upstream = &mut tuning.upstream;
-    (upstream.dns, upstream.connect_address, upstream.connect) = (long, long, long);
+    (upstream.dns, upstream.connect_address, upstream.connect, upstream.proxy) = (long, long, long, long);
     (upstream.head, upstream.call, upstream.whole, upstream.token) = (long, long, long, long);
+    upstream.search = long;
     tuning
 }
 
@@ -246,6 +247,8 @@ impl Builder {
             table.insert("endpoints".into(), list(urls));
             let hosts: Vec<String> = self.auth_hosts.get(name).into_iter().flatten().cloned().collect();
             table.insert("auth_hosts".into(), list(&hosts));
+            // Who looks for something says where.
+            table.entry("search".into()).or_insert_with(|| text("none"));
         }
         let table = |(name, keys): (&String, &BTreeMap<String, String>)| {
             let keys: String = keys.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();

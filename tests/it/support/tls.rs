@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// The names of every loopback address that the kit uses.
@@ -58,6 +59,16 @@ pub fn server(kind: Certificate) -> Arc<ServerConfig> {
     let (chain, key) = leaf(kind).parsed();
     let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap())
+}
+
+/// For a server that asks its clients for a certificate of the authority, and takes those that show none too.
+pub fn server_that_asks() -> Arc<ServerConfig> {
+    let (chain, key) = leaf(Certificate::Good).parsed();
+    let mut roots = RootCertStore::empty();
+    roots.add(authority().der().clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).allow_unauthenticated().build().unwrap();
+    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
+    Arc::new(config.with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap())
 }
 
 /// For a client that trusts the authority, and shows a certificate if it has one.

@@ -131,6 +131,18 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     line.split_whitespace().find_map(word)
 }
 
+/// It has ended before its folder is removed: else it would go on writing there, and something would be left.
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        let since = std::time::Instant::now();
+        // What waits for a broken disk may wait for ever.
+        while matches!(self.child.try_wait(), Ok(None)) && since.elapsed() < std::time::Duration::from_secs(2) {
+            std::thread::yield_now();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::address_in;
