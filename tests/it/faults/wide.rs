@@ -212,12 +212,24 @@ async fn an_endpoint_that_dies_in_the_middle_is_replaced_by_another() {
 async fn a_faster_endpoint_is_found_and_then_preferred() {
     let fast = Registry::plain().await;
     let scene = slow(Registry::plain().await, |builder| builder.upstream("docker.io", &fast));
-    let (first, second) = (scene.push(1, LEN), scene.push(2, LEN));
+    // So slow that a busy machine does not make the other look like it.
+    scene.hub.quirks(|quirks| quirks.rate = Some(RATE / 8));
+    let (first, second) = (scene.push(1, LEN / 4), scene.push(2, LEN / 4));
     for blob in [&first, &second] {
         fast.blob(REPO, blob);
     }
-    assert_whole(&scene.get(&first).fetch().await, &first);
-    assert!(fast.bytes_of(&first.digest) > 0, "a part of it found out:\n{}", fast.story());
+    let gate = Gate::closed();
+    once(&scene, &first, Fault::stall(RATE / 16, &gate));
+    let client = tokio::spawn(scene.get(&first).fetch());
+    let part = fast.body_of(&first.digest).get();
+    within("a part of it from the other", async {
+        while !fast.matching(part.clone()).iter().any(|record| record.end.is_some()) {
+            scene.heard().await;
+        }
+    })
+    .await;
+    gate.open();
+    assert_whole(&client.await.unwrap(), &first);
     assert_whole(&scene.get(&second).fetch().await, &second);
     assert_eq!(scene.hub.gets_of(&second.digest), 0, "{}", scene.hub.story());
     scene.is_sound().await;
@@ -227,7 +239,9 @@ async fn a_faster_endpoint_is_found_and_then_preferred() {
 async fn a_wrong_part_is_never_handed_over_as_whole() {
     let scene = slow(Registry::hub().await, |builder| builder);
     let blob = scene.push(1, LEN);
-    at_parts(&scene, &blob, Fault::flip(5).once());
+    // Whatever follows the first connection is wrong.
+    once(&scene, &blob, Fault::cut(400_000));
+    at_parts(&scene, &blob, Fault::flip(5));
     let fetched = scene.get(&blob).fetch().await;
     assert!(!fetched.is_whole() && fetched.len < LEN, "{fetched:?}");
     assert_eq!(scene.verify_failures().await, 1);
