@@ -88,6 +88,7 @@ async fn a_reader_that_is_slow_but_honest_is_kept() {
         if second % 20 == 0 {
             socket.read_exact(&mut buffer[..400 * 1024]).await.unwrap();
             refilled(&socket);
+            grown(&socket);
         }
         assert!(end.try_recv() != Err(mpsc::error::TryRecvError::Disconnected), "cut after {second} s");
     }
@@ -97,6 +98,14 @@ async fn a_reader_that_is_slow_but_honest_is_kept() {
 fn refilled(socket: &TcpStream) {
     let start = std::time::Instant::now();
     while rustix::io::ioctl_fionread(socket).unwrap() < 32 << 10 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::yield_now();
+    }
+}
+
+/// The same for what was just read: until some of it was replaced, or clearly nothing will be because it was at once.
+fn grown(socket: &TcpStream) {
+    let (start, before) = (std::time::Instant::now(), rustix::io::ioctl_fionread(socket).unwrap());
+    while rustix::io::ioctl_fionread(socket).unwrap() <= before && start.elapsed() < Duration::from_millis(200) {
         std::thread::yield_now();
     }
 }
