@@ -87,26 +87,22 @@ async fn a_reader_that_is_slow_but_honest_is_kept() {
         // 20 KiB a second, five times the least.
         if second % 20 == 0 {
             socket.read_exact(&mut buffer[..400 * 1024]).await.unwrap();
-            refilled(&socket);
-            grown(&socket);
+            refilled(&socket).await;
         }
         assert!(end.try_recv() != Err(mpsc::error::TryRecvError::Disconnected), "cut after {second} s");
     }
 }
 
-/// Waits in real time until the kernel has sent more. To await would let the paused clock run ahead of a kernel that is busy elsewhere.
-fn refilled(socket: &TcpStream) {
-    let start = std::time::Instant::now();
-    while rustix::io::ioctl_fionread(socket).unwrap() < 32 << 10 && start.elapsed() < Duration::from_secs(20) {
-        std::thread::yield_now();
-    }
-}
-
-/// The same for what was just read: until some of it was replaced, or clearly nothing will be because it was at once.
-fn grown(socket: &TcpStream) {
-    let (start, before) = (std::time::Instant::now(), rustix::io::ioctl_fionread(socket).unwrap());
-    while rustix::io::ioctl_fionread(socket).unwrap() <= before && start.elapsed() < Duration::from_millis(200) {
-        std::thread::yield_now();
+/// Waits in real time until nothing more comes that could come at once. The paused clock stands still meanwhile: it runs ahead only when
+/// there is nothing to do, and would leave a kernel that is busy elsewhere behind.
+async fn refilled(socket: &TcpStream) {
+    let queued = || rustix::io::ioctl_fionread(socket).unwrap();
+    let (mut most, mut since) = (queued(), std::time::Instant::now());
+    while since.elapsed() < Duration::from_millis(20) {
+        tokio::task::yield_now().await;
+        if queued() > most {
+            (most, since) = (queued(), std::time::Instant::now());
+        }
     }
 }
 
