@@ -16,6 +16,7 @@
 //!
 //! Serde would stop at the first mistake, so the merged tree is read key by key: asking for a key is what makes it known.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -182,6 +183,7 @@ fn cache(section: &mut Section) -> (cache::Config, pull::Config) {
     };
     let pull = pull::Config {
         tag_ttl: section.value("tag_ttl", "1m", |text| values::duration(text, AGE_MAX)),
+        tag_ttl_low: section.value("tag_ttl_low", "6h", |text| values::duration(text, AGE_MAX)),
         max_stale: section.value("max_stale", "30d", |text| values::duration(text, AGE_MAX)),
         offline: section.flag("offline", false),
     };
@@ -208,8 +210,10 @@ fn upstream(registry: &Registry, section: &mut Section, environment: &upstream::
     if endpoints.is_empty() && !section.is_mistaken("endpoints") {
         section.mistake("endpoints", format!("is empty; write for example [\"{its_own_host}\"]"));
     }
-    upstream::Settings {
+    let settings = upstream::Settings {
         credentials: credentials(section),
+        accounts: BTreeMap::new(),
+        anonymous: section.flag("anonymous", false),
         private: section.value("private", "authenticated", values::private),
         auth_hosts: section.list("auth_hosts", &[], values::host),
         ca_file: section.optional("ca_file", values::file),
@@ -224,7 +228,35 @@ fn upstream(registry: &Registry, section: &mut Section, environment: &upstream::
         parallel: section.count("parallel", upstream::PARALLEL, 1..=PARALLEL_MAX),
         bandwidth: section.optional("bandwidth", values::bandwidth),
         search: section.optional("search", values::search).flatten(),
+    };
+    // A table of its own, after the keys of this one: that is how a file is written.
+    upstream::Settings { accounts: accounts(&mut section.table("accounts")), ..settings }
+}
+
+fn accounts(section: &mut Section) -> BTreeMap<String, upstream::Credentials> {
+    let mut accounts = BTreeMap::new();
+    for (n, name) in section.names().into_iter().enumerate() {
+        if n >= upstream::ACCOUNTS_MAX - 1 {
+            let most = upstream::ACCOUNTS_MAX - 1;
+            section.refuse(
+                &name,
+                &format!("is one account too many; there may be {most} beside username, for each is asked before a refusal is believed"),
+            );
+            continue;
+        }
+        if let Err(what) = values::account(&name) {
+            section.refuse(&name, &what);
+            continue;
+        }
+        let mut account = section.table(&name);
+        let missing = !account.has("username") && !account.has("docker_config");
+        match credentials(&mut account) {
+            Some(credentials) => drop(accounts.insert(name, credentials)),
+            None if missing => account.mistake("username", "is missing; write username and password_file, or docker_config".to_owned()),
+            None => {}
+        }
     }
+    accounts
 }
 
 fn credentials(section: &mut Section) -> Option<upstream::Credentials> {

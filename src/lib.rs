@@ -45,13 +45,15 @@
 //!    `it::private::what_is_private_does_not_exist_for_strangers_before_it_is_held_and_after`,
 //!    `it::private::a_name_in_a_manifest_gives_nothing_private`,
 //!    `it::private::a_registry_gets_nothing_of_another_by_claiming_it`,
+//!    `it::upstream::a_repository_that_one_of_them_sees_is_found_and_remembered_and_stays_private`,
 //!    `it::leak::what_is_secret_is_in_no_log_no_metric_and_no_answer`
 //! 8. Every wait, queue, body, header and retry has a named limit with a reason.
 //!    `it::faults::an_upstream_that_takes_connections_and_says_nothing_is_given_up`,
 //!    `it::disk::ten_times_the_limit_goes_through_and_the_limit_holds_all_the_time`, `it::crowd::are_given_back_in_time`,
 //!    `it::drain::the_deadline_cuts_what_does_not_end_and_nothing_half_done_is_left`
 //! 9. A hit makes no upstream request, a cold image makes the fewest: one manifest GET a digest, one blob GET a digest.
-//!    `it::pull::a_cold_image_is_one_get_a_digest_and_the_second_pull_is_nothing`
+//!    `it::pull::a_cold_image_is_one_get_a_digest_and_the_second_pull_is_nothing`,
+//!    `it::upstream::a_thousand_pulls_of_a_cached_tag_in_ten_minutes_cost_no_pull_and_ten_heads`
 //! 10. Dependencies point one way, and only one file says `sled`, `moka` or `figment`.
 //!     `it::tidy::dependencies_point_one_way`, `it::tidy::only_those_say_it_who_may`
 

@@ -15,8 +15,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 mod patrol;
+mod ratelimit;
 
 pub use patrol::Patrol;
+pub use ratelimit::RateLimit;
 
 /// How an answer came about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -141,11 +143,6 @@ struct Asked {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct Upstream {
-    upstream: Arc<str>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Endpoint {
     upstream: Arc<str>,
     endpoint: Arc<str>,
@@ -171,7 +168,7 @@ struct Inner {
     disk_overdue: Gauge,
     evicted: Counter,
     upstream_requests: Family<Asked, Counter>,
-    ratelimit: Family<Upstream, Gauge>,
+    ratelimit: RateLimit,
     up: Family<Endpoint, Gauge>,
     stale: Counter,
     verify_failures: Counter,
@@ -207,7 +204,7 @@ impl Metrics {
             disk_overdue: Gauge::default(),
             evicted: Counter::default(),
             upstream_requests: Family::default(),
-            ratelimit: Family::default(),
+            ratelimit: RateLimit::register(&mut registry),
             up: Family::default(),
             stale: Counter::default(),
             verify_failures: Counter::default(),
@@ -238,7 +235,6 @@ impl Metrics {
         );
         registry.register("cache_evicted_bytes", "Bytes removed to make room", inner.evicted.clone());
         registry.register("upstream_requests", "Requests made to upstreams, by status; 0 is no answer", inner.upstream_requests.clone());
-        registry.register("upstream_ratelimit_remaining", "Pulls left, as the upstream last said", inner.ratelimit.clone());
         registry.register("upstream_up", "1 while the endpoint answers, 0 while it is left alone", inner.up.clone());
         registry.register("stale_served", "Answers given from a tag whose time was up", inner.stale.clone());
         registry.register("verify_failures", "Contents that did not hash to their digest", inner.verify_failures.clone());
@@ -313,9 +309,9 @@ impl Metrics {
         self.0.upstream_requests.get_or_create(&Asked { upstream: upstream.into(), kind, status }).inc();
     }
 
-    /// What an upstream says is left of the pull budget.
-    pub fn ratelimit(&self, upstream: &str, remaining: u64) {
-        self.0.ratelimit.get_or_create(&Upstream { upstream: upstream.into() }).set(remaining.try_into().unwrap_or(i64::MAX));
+    /// What upstreams say of the pulls that are left.
+    pub fn ratelimit(&self) -> &RateLimit {
+        &self.0.ratelimit
     }
 
     /// Whether an endpoint is used or left alone.
@@ -463,7 +459,8 @@ mod tests {
         metrics.answered("docker.io", Kind::Blob, Outcome::Stale, Duration::from_millis(1));
         metrics.finished(5, Duration::from_secs(1));
         metrics.asked("docker.io", Kind::Blob, 200);
-        metrics.ratelimit("docker.io", 99);
+        metrics.ratelimit().told("docker.io", 99, Some(100), Some(Duration::from_secs(21_600)));
+        metrics.ratelimit().told_to("docker.io", "team", 98);
         metrics.up("docker.io", "https://registry-1.docker.io", true);
         metrics.patrol().read(7);
         metrics.patrol().at(0.5);
@@ -481,6 +478,9 @@ mod tests {
             "millpond_cache_evicted_bytes_total 0",
             "millpond_upstream_requests_total{upstream=\"docker.io\",kind=\"blob\",status=\"200\"} 1",
             "millpond_upstream_ratelimit_remaining{upstream=\"docker.io\"} 99",
+            "millpond_upstream_ratelimit_limit{upstream=\"docker.io\"} 100",
+            "millpond_upstream_ratelimit_window_seconds{upstream=\"docker.io\"} 21600",
+            "millpond_upstream_account_ratelimit_remaining{upstream=\"docker.io\",account=\"team\"} 98",
             "millpond_upstream_up{upstream=\"docker.io\",endpoint=\"https://registry-1.docker.io\"} 1",
             "millpond_stale_served_total 1",
             "millpond_verify_failures_total 0",

@@ -40,6 +40,8 @@ use refuted::Refuted;
 pub struct Config {
     /// How long a tag is believed without asking.
     pub tag_ttl: Duration,
+    /// How long a tag that moved is believed all the same while few pulls are left of the upstream's budget.
+    pub tag_ttl_low: Duration,
     /// How old a tag may be served when the upstream cannot answer.
     pub max_stale: Duration,
     /// Never contact an upstream.

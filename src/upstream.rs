@@ -1,7 +1,7 @@
 //! Ask a registry for a manifest, a blob, tags.
 //!
 //! Owns everything between a question and a registry's answer, in this order: which endpoint (`tries`), whether it may be
-//! asked now (`health`), with what credentials (`login`, `docker`, `auth`), through which redirects (`redirect`), over which connection
+//! asked now (`health`), as whom (`accounts`, `quota`, `turn`), with what credentials (`login`, `docker`, `auth`), through which redirects (`redirect`, `targets`), over which connection
 //! (`wire`, `connect`), through which proxy (`proxy`, `tunnel`), how often and for how long (`budget`). Promises that only configured hosts are contacted and
 //! those public ones that they redirect to, that a credential reaches no host but the one it is for, that every call
 //! ends within its limit and may be dropped at any time, and that what comes back has been checked as far as it can be
@@ -18,6 +18,7 @@ use url::Url;
 
 use crate::oci::{Name, Registry};
 
+mod accounts;
 mod address;
 mod answers;
 mod ask;
@@ -38,19 +39,23 @@ mod login;
 mod patterns;
 mod pem;
 pub mod proxy;
+mod quota;
 mod redirect;
 mod resolve;
 mod search;
 mod speed;
 mod spot;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod token;
 mod tries;
 mod tunnel;
+mod turn;
 mod wide;
 mod wire;
 
+pub use accounts::{ACCOUNTS_MAX, ANONYMOUS, DEFAULT_ACCOUNT};
 pub use answers::{Announced, Asked, BlobBody, Fetched, ReferrersPage, Sight, TagPage, What};
 pub use budget::Limits;
 pub use build::{BuildError, Mistake};
@@ -59,6 +64,7 @@ pub use hops::{Hops, Loop};
 pub use known::{builtin, canonical};
 pub use patterns::{Pattern, Repositories};
 pub use proxy::{Proxy, Via};
+pub use quota::Pulls;
 pub use search::{Hit, RESULTS_MAX, Results};
 pub use wide::{Wide, WideLimits};
 
@@ -84,6 +90,10 @@ pub struct Settings {
     pub endpoints: Vec<Url>,
     /// What millpond logs in with; nothing is anonymous.
     pub credentials: Option<Credentials>,
+    /// More logins, by a name for the log and the metrics. Each has a budget of its own.
+    pub accounts: BTreeMap<String, Credentials>,
+    /// Whether what these logins are for may also be asked for without one.
+    pub anonymous: bool,
     /// Who may have what only these credentials can see.
     pub private: Private,
     /// Hosts besides the endpoints' own that may issue tokens.
@@ -138,6 +148,8 @@ impl Settings {
         Self {
             endpoints,
             credentials: None,
+            accounts: BTreeMap::new(),
+            anonymous: false,
             private: Private::default(),
             auth_hosts: Vec::new(),
             ca_file: None,
@@ -175,7 +187,8 @@ struct Inner {
     registry: Registry,
     private: Private,
     endpoints: Vec<endpoint::Endpoint>,
-    login: Option<login::Login>,
+    accounts: accounts::Accounts,
+    targets: targets::Targets,
     identity: Option<Arc<pem::Identity>>,
     repositories: Repositories,
     auth: auth::Auth,
@@ -245,8 +258,13 @@ impl Upstream {
         self.0.private
     }
 
+    /// How many pulls it still grants, as far as is known, to all accounts together.
+    pub fn pulls(&self) -> Pulls {
+        self.0.accounts.pulls()
+    }
+
     /// Whether millpond logs in there: if not, whatever it gets anybody could have got.
     pub fn has_credentials(&self) -> bool {
-        self.0.login.is_some()
+        self.0.accounts.have_login()
     }
 }

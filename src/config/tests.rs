@@ -405,3 +405,40 @@ fn no_mistake_repeats_a_secret_or_takes_two_lines() {
         }
     }
 }
+
+#[test]
+fn accounts_are_logins_with_a_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    fs::write(&file, "hunter2").expect("a file");
+    let login = format!("username = 'u'\npassword_file = '{}'\n", file.display());
+    let text = format!("[upstreams.'docker.io']\n{login}anonymous = true\n[upstreams.'docker.io'.accounts.team-a]\n{login}");
+    let loaded = loaded(&text, &[]);
+    let hub = upstream(&loaded.config, "docker.io");
+    assert_eq!(
+        (hub.credentials.is_some(), hub.accounts.keys().map(String::as_str).collect::<Vec<_>>(), hub.anonymous),
+        (true, vec!["team-a"], true)
+    );
+    let shown = loaded.effective();
+    assert!(shown.contains("[upstreams.\"docker.io\".accounts.team-a]\nusername = \"u\"") && !shown.contains("hunter2"), "{shown}");
+
+    for (accounts, sentence) in [
+        ("[upstreams.a.accounts.x]\n", "upstreams.a.accounts.x.username: is missing; write username and password_file, or docker_config"),
+        (
+            "[upstreams.a.accounts.x]\nusername = 'u'\n",
+            "upstreams.a.accounts.x.username: needs upstreams.a.accounts.x.password_file beside it",
+        ),
+        ("[upstreams.a.accounts.anonymous]\n", "upstreams.a.accounts.anonymous: is what the log calls another one; choose another name"),
+        (
+            "[upstreams.a.accounts.'x y']\n",
+            "upstreams.a.accounts.\"x y\": is no name of an account; write 1 to 64 letters, digits, - and _",
+        ),
+        ("[upstreams.a]\naccounts = ['x']\n", "upstreams.a.accounts: is a list where a table belongs"),
+    ] {
+        let mistakes = mistakes(&sources(accounts, &[]));
+        assert!(mistakes.iter().any(|mistake| mistake.ends_with(sentence)), "{mistakes:#?}");
+    }
+    let many = (0..8).map(|n| format!("[upstreams.a.accounts.x{n}]\n{login}")).collect::<Vec<_>>().concat();
+    let mistakes = mistakes(&sources(&many, &[]));
+    assert!(mistakes.len() == 1 && mistakes[0].contains("x7: is one account too many"), "{mistakes:#?}");
+}

@@ -16,7 +16,10 @@ use super::LogFormat;
 use crate::access::Secret;
 use crate::cache::MaxSize;
 use crate::oci::Registry;
-use crate::upstream::{Private, Proxy, Via};
+use crate::upstream::{ANONYMOUS, DEFAULT_ACCOUNT, Private, Proxy, Via};
+
+/// The longest name of an account: it is a label of every line about it.
+const ACCOUNT_CHARS_MAX: usize = 64;
 
 /// The largest size in bytes: what a file system can address.
 const SIZE_BYTES_MAX: u64 = i64::MAX as u64;
@@ -210,6 +213,16 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
         fs::File::open(&path).map_err(unreadable)?;
     }
     Ok(path)
+}
+
+/// What an account is called in the log and the metrics.
+pub(super) fn account(text: &str) -> Result<(), String> {
+    let fits = (1..=ACCOUNT_CHARS_MAX).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    match text {
+        ANONYMOUS | DEFAULT_ACCOUNT => Err("is what the log calls another one; choose another name".to_owned()),
+        _ if fits => Ok(()),
+        _ => Err(format!("is no name of an account; write 1 to {ACCOUNT_CHARS_MAX} letters, digits, - and _")),
+    }
 }
 
 /// A folder, or a place where one can be made.

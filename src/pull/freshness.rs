@@ -1,6 +1,9 @@
-//! May a tag be believed, must it be asked about, may it be served stale? A pure function of its age.
+//! May a tag be believed, must it be asked about, may it be served stale, is it worth one of the last pulls? Pure functions of
+//! its age.
 
 use std::time::Duration;
+
+use crate::upstream::Pulls;
 
 /// Whether the upstream can be asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,9 +49,42 @@ pub fn judge(held: Option<Option<Duration>>, reach: Reach, ttl: Duration, max_st
     }
 }
 
+/// Whether what is held is served although its tag moved, because the new manifest would cost one of the last pulls: those are
+/// for images that are not held. With few pulls left that goes on for `ttl_low`, with none until what is held is too old. A
+/// tag of unknown age is not believed for longer than it must be.
+pub fn saves(age: Option<Duration>, pulls: Pulls, ttl_low: Duration, ttl: Duration, max_stale: Duration) -> bool {
+    let oldest = ttl.saturating_add(max_stale);
+    match (pulls, age) {
+        (Pulls::Ample, _) | (Pulls::Low, None) => false,
+        (Pulls::Low, Some(age)) => age < ttl_low.min(oldest),
+        (Pulls::Spent, age) => !ttl_low.is_zero() && age.is_none_or(|age| age <= oldest),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_pulls_are_for_what_is_not_held() {
+        let (ttl, low, stale) = (Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600));
+        let age = |seconds| Some(Duration::from_secs(seconds));
+        for (held, pulls, expected) in [
+            (age(61), Pulls::Ample, false),
+            (age(61), Pulls::Low, true),
+            (age(599), Pulls::Low, true),
+            (age(600), Pulls::Low, false),
+            (None, Pulls::Low, false),
+            (age(600), Pulls::Spent, true),
+            (age(3660), Pulls::Spent, true),
+            (age(3661), Pulls::Spent, false),
+            (None, Pulls::Spent, true),
+        ] {
+            assert_eq!(saves(held, pulls, low, ttl, stale), expected, "{held:?} {pulls:?}");
+        }
+        assert!(!saves(age(90), Pulls::Low, low, ttl, Duration::ZERO), "nothing stale is nothing stale");
+        assert!(!saves(age(90), Pulls::Spent, Duration::ZERO, ttl, stale), "the operator spends them");
+    }
 
     #[test]
     fn the_whole_table() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::freshness::{Reach, Verdict, judge};
+use super::freshness::{Reach, Verdict, judge, saves};
 use super::memory::Announced;
 use super::{Answer, Error, ManifestAnswer, Pull};
 use crate::cache::{HeldManifest, HeldTag, Joined};
@@ -12,6 +12,17 @@ use crate::upstream::Upstream;
 
 /// How long a client waits for the upstream when there is something stale to serve; the question goes on behind it.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What became of a tag that is held.
+#[derive(Debug)]
+enum News {
+    /// It points where it did.
+    Same,
+    /// It points elsewhere, and that is not worth one of the last pulls.
+    Saved,
+    /// It points elsewhere.
+    Moved(Answer<ManifestAnswer>),
+}
 
 impl Pull {
     pub(super) async fn by_tag(
@@ -58,10 +69,11 @@ impl Pull {
         held: Option<(HeldTag, HeldManifest)>,
         head: bool,
     ) -> Result<Answer<ManifestAnswer>, Error> {
-        let old = held.as_ref().map(|(tag, _)| tag.digest);
+        let old = held.as_ref().map(|(tag, _)| (tag.digest, tag.age));
         match tokio::time::timeout(PATIENCE, self.news(upstream, repository, tag, old, head)).await {
-            Ok(Ok(None)) => serve(held, Outcome::Revalidated),
-            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Ok(News::Same)) => serve(held, Outcome::Revalidated),
+            Ok(Ok(News::Saved)) => serve(held, Outcome::Stale),
+            Ok(Ok(News::Moved(answer))) => Ok(answer),
             Ok(Err(error)) if error.is_definite() => Err(error),
             // What was asked goes on behind this answer; nobody else asks for a while.
             late_or_failed => {
@@ -73,26 +85,35 @@ impl Pull {
     }
 
     /// What a tag points at now, unless that is `old`. One HEAD for all who wait, which costs nothing of Docker Hub's
-    /// budget; a GET, which does, only when the tag moved.
+    /// budget; a GET, which does, only when the tag moved, and not one of the last.
     async fn news(
         &self,
         upstream: &Upstream,
         repository: &Repository,
         tag: &Tag,
-        old: Option<Digest>,
+        old: Option<(Digest, Option<Duration>)>,
         head: bool,
-    ) -> Result<Option<Answer<ManifestAnswer>>, Error> {
+    ) -> Result<News, Error> {
         let new = self.ask(upstream, repository, tag).await?;
-        if Some(new.digest) == old {
-            return Ok(None);
+        if let Some((old, age)) = old {
+            if new.digest == old {
+                return Ok(News::Same);
+            }
+            // Whoever were told by a HEAD that it moved would ask for the new manifest by its digest.
+            let config = &self.0.config;
+            let saves = saves(age, upstream.pulls(), config.tag_ttl_low, config.tag_ttl, config.max_stale);
+            if saves && self.0.cache.manifest(repository, &new.digest).await.is_none() {
+                tracing::debug!(%repository, %tag, "the tag moved; what is held is served, because few pulls are left");
+                return Ok(News::Saved);
+            }
         }
         // A HEAD is told that it moved and costs no fetch; it may come from somebody who only watches.
         if head {
-            return Ok(Some(self.told(repository, new).await));
+            return Ok(News::Moved(self.told(repository, new).await));
         }
         let answer = self.by_digest(upstream, repository, &new.digest, false).await?;
         self.0.cache.keep_tag(repository, tag, &new.digest).await;
-        Ok(Some(Answer { outcome: Outcome::Revalidated, ..answer }))
+        Ok(News::Moved(Answer { outcome: Outcome::Revalidated, ..answer }))
     }
 
     /// HEAD of a tag that is not held: what the upstream says of it.

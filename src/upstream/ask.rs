@@ -1,7 +1,7 @@
 //! One question to an upstream: which endpoint, which credentials, which redirects, and what the answer means.
 //!
-//! The story in reading order: [`Upstream::ask`] goes through the endpoints, [`Upstream::attempt`] follows one request
-//! from its endpoint to wherever the content is, [`Upstream::at_registry`] does the token dance, [`Upstream::judge`] reads
+//! The story in reading order: [`Upstream::ask`] goes through the endpoints, `turn` asks one of
+//! them in the name of each account that it takes, [`Upstream::walk`] follows one request from its endpoint to wherever the content is, [`Upstream::at_registry`] does the token dance, [`Upstream::judge`] reads
 //! the status. Everything may be dropped at any await: nothing is left behind but a token under way.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 use url::Url;
 
+use super::accounts::Account;
 use super::auth::{Granted, Wanted, check_realm, pull_scope};
 use super::budget::Deadline;
 use super::challenge::{self, Challenge};
@@ -26,7 +27,7 @@ use super::health::Pass;
 use super::login::Secret;
 use super::redirect::{Chain, host_of, is_redirect};
 use super::spot::Spot;
-use super::tries::{Tries, Turn};
+use super::tries::Tries;
 use super::wire::{Outgoing, settle};
 use super::{Inner, Upstream};
 use crate::observe::Kind;
@@ -85,7 +86,8 @@ impl Upstream {
         deadline: Deadline,
         finish: impl Fn(Answer) -> F,
     ) -> Result<T, Error> {
-        let mut tries = Tries::new(&self.0.endpoints, ask.avoided, ask.kind, &self.0.wire.limits, deadline);
+        let accounts = self.0.accounts.of(ask.identity);
+        let mut tries = Tries::new(&self.0.endpoints, ask.avoided, ask.kind, accounts, &self.0.wire.limits, deadline);
         while let Some(turn) = tries.next().await {
             let (index, number, endpoint, limit) = (turn.index, turn.number, turn.endpoint, turn.deadline);
             let result = match self.attempt(turn, ask, limit).await {
@@ -112,27 +114,17 @@ impl Upstream {
         permit.and_then(Result::ok).ok_or_else(|| Error::Unavailable { host: self.0.registry.to_string(), why: Why::Busy })
     }
 
-    async fn attempt(&self, turn: Turn<'_>, ask: &Ask<'_>, deadline: Deadline) -> Result<Answer, Error> {
-        let endpoint = turn.endpoint;
-        let login = self.0.secret(ask.identity, deadline).await;
-        let error = match self.walk(endpoint, Some(turn.pass), ask, deadline).await {
-            Err(error @ Error::Unavailable { why: Why::Storage(_), .. }) if ask.method == Method::GET => error,
-            // A password that was changed there and here meanwhile, a token of a helper that ended.
-            Err(Error::Denied { authenticated: true, .. }) if self.0.has_renewed(login.as_ref(), deadline).await => {
-                return self.walk(endpoint, None, ask, deadline).await;
-            }
-            other => return other,
-        };
-        // The storage refuses an URL that the registry has just signed: its clock is off, the signature was for one use,
-        // or the answer came out of somebody's cache. A second signature is worth one more question.
-        debug!(upstream = %self.registry(), %error, "asking for a fresh redirect");
-        self.walk(endpoint, None, ask, deadline).await
-    }
-
     /// From the registry through its redirects to the answer.
-    async fn walk(&self, endpoint: &Endpoint, pass: Option<Pass<'_>>, ask: &Ask<'_>, deadline: Deadline) -> Result<Answer, Error> {
+    pub(super) async fn walk(
+        &self,
+        endpoint: &Endpoint,
+        pass: Option<Pass<'_>>,
+        account: &Account,
+        ask: &Ask<'_>,
+        deadline: Deadline,
+    ) -> Result<Answer, Error> {
         let url = endpoint.url(&format!("{}/{}", ask.name, ask.what), ask.query.as_deref());
-        let First { mut response, authorization, authenticated } = self.at_registry(endpoint, pass, ask, &url, deadline).await?;
+        let First { mut response, authorization, authenticated } = self.at_registry(endpoint, pass, account, ask, &url, deadline).await?;
         // A registry in the private network may redirect into it; one of the public internet may not.
         let peer = response.extensions().get::<HttpInfo>().map(|info| info.remote_addr().ip());
         // Through a proxy nobody but the proxy knows the address, unless it is the endpoint's very name.
@@ -151,7 +143,7 @@ impl Upstream {
             spot = Spot { url: chain.url().clone(), reach, from, authorization };
             response = self.at_target(&chain, &mut spot, ask, deadline).await?;
         }
-        self.judge(endpoint, ask, &chain, authenticated, response, spot).await
+        self.judge((endpoint, account), ask, &chain, authenticated, response, spot).await
     }
 
     /// Asks the endpoint itself, with a token where it is known to want one; a 401 is answered once.
@@ -159,11 +151,12 @@ impl Upstream {
         &self,
         endpoint: &Endpoint,
         pass: Option<Pass<'_>>,
+        account: &Account,
         ask: &Ask<'_>,
         url: &Url,
         deadline: Deadline,
     ) -> Result<First, Error> {
-        let secret = self.0.secret(ask.identity, deadline).await;
+        let secret = account.secret(deadline).await;
         let mut out = Outgoing {
             method: &ask.method,
             url,
@@ -179,8 +172,9 @@ impl Upstream {
         let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
         out.authorization = used.header.as_ref();
         let sent = self.0.wire.send(&out, deadline).await;
-        endpoint.note(&sent, pass, &self.0.wire);
+        endpoint.note(&sent, pass);
         let response = sent?;
+        self.0.accounts.note(account, response.headers());
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(First { response, authorization: used.header, authenticated: used.authenticated });
         }
@@ -204,6 +198,7 @@ impl Upstream {
         let used = self.credential(Some(scheme), ask.name, secret.as_ref(), deadline).await?;
         out.authorization = used.header.as_ref();
         let response = self.0.wire.send(&out, deadline).await?;
+        self.0.accounts.note(account, response.headers());
         Ok(First { response, authorization: used.header, authenticated: used.authenticated })
     }
 
@@ -243,34 +238,10 @@ impl Upstream {
         Ok(Some(scheme))
     }
 
-    /// Asks where a redirect leads. A 401 there may be another registry's (registry.k8s.io sends to pkg.dev): it gets an
-    /// anonymous token from its own host, and never what belongs to the first.
-    async fn at_target(&self, chain: &Chain, spot: &mut Spot, ask: &Ask<'_>, deadline: Deadline) -> Result<Response<Incoming>, Error> {
-        let (url, reach, from) = (chain.url(), spot.reach, spot.from.as_str());
-        let authorization = spot.authorization.as_ref();
-        let Ask { ref method, accept, offset, last, kind, .. } = *ask;
-        let mut out = Outgoing { method, url, accept, authorization, offset, last, kind, reach, from, via: None };
-        let response = self.0.wire.send(&out, deadline).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || chain.is_at_origin() {
-            return Ok(response);
-        }
-        let (Some(name), Ok(Some(Challenge::Bearer { realm, service }))) = (name_in(url), read_challenge(from, response.headers())) else {
-            return Ok(response);
-        };
-        let service = Arc::new(check_realm(&realm, service, url, &[])?);
-        settle(response).await;
-        let wanted = Wanted { service, scope: pull_scope(&name), secret: None, reach, foreign: true };
-        let granted = self.0.token(&wanted, deadline).await?;
-        out.authorization = Some(&granted.header);
-        let response = self.0.wire.send(&out, deadline).await?;
-        spot.authorization = Some(granted.header);
-        Ok(response)
-    }
-
     /// What the status says.
     async fn judge(
         &self,
-        endpoint: &Endpoint,
+        (endpoint, account): (&Endpoint, &Account),
         ask: &Ask<'_>,
         chain: &Chain,
         authenticated: bool,
@@ -284,7 +255,7 @@ impl Upstream {
             200 | 206 if headers::is_encoded(headers) => Error::BadAnswer { host, flaw: Flaw::Encoded },
             200 => return Ok(Answer::new(response, host, spot)),
             206 if ask.offset > 0 => return Ok(Answer::new(response, host, spot)),
-            429 => endpoint.health.limited(ask.kind, headers::retry_after(headers)),
+            429 => endpoint.health.limited(ask.kind, (account.number, &account.label), headers::retry_after(headers)),
             400 | 401 | 403 | 410 if storage => Error::Unavailable { host, why: Why::Storage(status) },
             // A page for people comes from something that stands before the registry, and says nothing of its contents.
             403 if headers::is_page(headers) => Error::Unavailable { host, why: Why::Status(status) },
@@ -321,30 +292,19 @@ impl Answer {
 }
 
 impl Inner {
-    async fn secret(&self, identity: Identity, deadline: Deadline) -> Option<Arc<Secret>> {
-        let login = self.login.as_ref().filter(|_| identity == Identity::Own)?;
-        deadline.run(login.secret()).await.unwrap_or_else(|| login.now())
-    }
-
-    /// Whether there is another login since this one was refused.
-    async fn has_renewed(&self, refused: Option<&Arc<Secret>>, deadline: Deadline) -> bool {
-        let (Some(login), Some(refused)) = (&self.login, refused) else { return false };
-        deadline.run(login.renewed(refused)).await.unwrap_or(false)
-    }
-
-    async fn token(&self, wanted: &Wanted, deadline: Deadline) -> Result<Granted, Error> {
+    pub(super) async fn token(&self, wanted: &Wanted, deadline: Deadline) -> Result<Granted, Error> {
         let slow = || Error::Timeout { host: wanted.service.host(), phase: Phase::Head };
         deadline.run(self.auth.token(wanted)).await.unwrap_or_else(|| Err(slow()))
     }
 
     /// Whether the operator named this scheme, host and port as an endpoint of this upstream.
-    fn is_configured(&self, url: &Url) -> bool {
+    pub(super) fn is_configured(&self, url: &Url) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.base.origin() == url.origin())
     }
 }
 
 /// The challenge of a 401; nothing where there is none at all.
-fn read_challenge(host: &str, headers: &HeaderMap) -> Result<Option<Challenge>, Error> {
+pub(super) fn read_challenge(host: &str, headers: &HeaderMap) -> Result<Option<Challenge>, Error> {
     let unclear = || Error::BadAnswer { host: host.to_owned(), flaw: Flaw::Challenge };
     let mut lines = Vec::new();
     for value in headers.get_all(WWW_AUTHENTICATE) {
@@ -354,26 +314,4 @@ fn read_challenge(host: &str, headers: &HeaderMap) -> Result<Option<Challenge>, 
         return Ok(None);
     }
     challenge::read(lines).map(Some).ok_or_else(unclear)
-}
-
-/// The repository that an URL of another registry speaks of.
-fn name_in(url: &Url) -> Option<Name> {
-    let path = url.path().strip_prefix("/v2/")?;
-    let end = path.rfind("/manifests/").or_else(|| path.rfind("/blobs/"))?;
-    Name::parse(&path[..end]).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn repositories_in_urls() {
-        let name = |url: &str| name_in(&Url::parse(url).expect("an URL")).map(|name| name.to_string());
-        let url = "https://eu-docker.pkg.dev/v2/k8s/images/pause/manifests/3.9";
-        assert_eq!(name(url).as_deref(), Some("k8s/images/pause"));
-        assert_eq!(name("https://a.test/v2/manifests/blobs/sha256:ab").as_deref(), Some("manifests"));
-        assert_eq!(name("https://a.test/containers/images/sha256:ab"), None);
-        assert_eq!(name("https://a.test/v2/UP/manifests/x"), None);
-    }
 }

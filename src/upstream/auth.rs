@@ -6,8 +6,7 @@
 //! from its receipt on the monotonic clock, whatever the server's date says. The scope is built here, from a parsed
 //! name, and asks for `pull` only.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt as _;
@@ -19,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 use url::Url;
 
+use super::accounts::ANYBODY;
 use super::budget::Deadline;
 use super::connect::Reach;
 use super::error::{Error, Flaw, Refusal, Why, is_passing};
@@ -132,8 +132,8 @@ struct Inner {
     slots: Mutex<HashMap<Key, Slot>>,
     services: Mutex<HashMap<String, Arc<Health>>>,
     requests: Semaphore,
-    /// The credentials were refused, and that was logged.
-    refused: AtomicBool,
+    /// The passwords that were refused, by id, of which that was logged. One entry a password that somebody got wrong.
+    refused: Mutex<HashSet<u64>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -153,7 +153,7 @@ enum Slot {
 impl Auth {
     pub(super) fn new(wire: Arc<Wire>) -> Self {
         let requests = Semaphore::new(wire.limits.tokens);
-        Self(Arc::new(Inner { wire, slots: Mutex::default(), services: Mutex::default(), requests, refused: AtomicBool::new(false) }))
+        Self(Arc::new(Inner { wire, slots: Mutex::default(), services: Mutex::default(), requests, refused: Mutex::default() }))
     }
 
     /// A token: the one that is here, or the one that is being fetched, or a new one.
@@ -270,7 +270,7 @@ impl Inner {
     }
 
     async fn ask(&self, wanted: &Wanted, health: Option<&Health>, deadline: Deadline) -> Result<Token, Error> {
-        let pass = health.map(|health| health.admit(Kind::Token)).transpose()?;
+        let pass = health.map(|health| health.admit(Kind::Token, &[ANYBODY])).transpose()?;
         let host = host_of(&wanted.service.realm);
         let url = wanted.url();
         let out = Outgoing {
@@ -308,8 +308,8 @@ impl Inner {
         let refused = match status {
             200 if headers::is_encoded(headers) => Error::BadAnswer { host: host.clone(), flaw: Flaw::Encoded },
             200 => {
-                if wanted.secret.is_some() {
-                    self.refused.store(false, Ordering::Relaxed);
+                if let Some(secret) = &wanted.secret {
+                    self.refusals().remove(&secret.id);
                 }
                 let body = read_whole(&host, answer.into_body(), ANSWER_BYTES_MAX, deadline).await?;
                 return Token::read(&body, received).ok_or(Error::BadAnswer { host, flaw: Flaw::Token });
@@ -319,16 +319,22 @@ impl Inner {
             429 => {
                 let wait = headers::retry_after(headers);
                 let unknown = || Error::RateLimited { host: host.clone(), retry_after: self.wire.limits.wait(wait) };
-                health.map_or_else(unknown, |health| health.limited(Kind::Token, wait))
+                health.map_or_else(unknown, |health| health.limited(Kind::Token, (ANYBODY, "any"), wait))
             }
             500.. => Error::Unavailable { host: host.clone(), why: Why::Status(status) },
             _ => Error::BadAnswer { host: host.clone(), flaw: Flaw::Status(status) },
         };
         settle(answer).await;
-        if matches!(refused, Error::Denied { authenticated: true, .. }) && !self.refused.swap(true, Ordering::Relaxed) {
+        let is_news = |secret: &Arc<Secret>| self.refusals().insert(secret.id);
+        if matches!(refused, Error::Denied { authenticated: true, .. }) && wanted.secret.as_ref().is_some_and(is_news) {
             warn!(upstream = %self.wire.upstream, host, "{refused}");
         }
         Err(refused)
+    }
+
+    // std: held for a few instructions.
+    fn refusals(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the token service is doing. Only of hosts that the operator configured: those that a redirect leads to are
@@ -340,9 +346,9 @@ impl Inner {
         let realm = &wanted.service.realm;
         let origin = realm.origin().ascii_serialization();
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        let health = services
-            .entry(origin.clone())
-            .or_insert_with(|| Arc::new(Health::new(&self.wire.upstream, host_of(realm), origin, &self.wire.metrics, &self.wire.limits)));
+        let health = services.entry(origin.clone()).or_insert_with(|| {
+            Arc::new(Health::new(&self.wire.upstream, host_of(realm), Some(origin), &self.wire.metrics, &self.wire.limits))
+        });
         Some(Arc::clone(health))
     }
 }

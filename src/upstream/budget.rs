@@ -54,8 +54,11 @@ pub struct Limits {
     pub breaker_failures: u32,
     /// How long it is left alone, before one request may find out.
     pub breaker_rest: Duration,
-    /// The least and the most that a `Retry-After` is obeyed.
+    /// The least and the most that a client is told to wait.
     pub retry_after: (Duration, Duration),
+    /// The most that a `Retry-After` is obeyed. The longest known are of some minutes; nonsense must not shut an upstream out for
+    /// a day.
+    pub retry_after_max: Duration,
     /// How long a 429 without a usable `Retry-After` is obeyed.
     pub retry_after_default: Duration,
     /// Searches, for one upstream: those who type terms take nothing from those who pull.
@@ -95,6 +98,7 @@ impl Default for Limits {
             breaker_failures: 5,
             breaker_rest: Duration::from_secs(10),
             retry_after: (Duration::from_secs(1), Duration::from_secs(60)),
+            retry_after_max: Duration::from_secs(3_600),
             retry_after_default: Duration::from_secs(60),
             searches: 4,
             tokens: 4,
@@ -114,7 +118,12 @@ impl Limits {
         doubled.mul_f64(0.5 + fastrand::f64())
     }
 
-    /// How long a 429 is obeyed, given what its `Retry-After` says.
+    /// How long an upstream that said 429 is left alone, given what its `Retry-After` says.
+    pub(super) fn rest(&self, retry_after: Option<Duration>) -> Duration {
+        retry_after.unwrap_or(self.retry_after_default).clamp(self.retry_after.0, self.retry_after_max.max(self.retry_after.0))
+    }
+
+    /// What to tell a client of it.
     pub(super) fn wait(&self, retry_after: Option<Duration>) -> Duration {
         let (least, most) = self.retry_after;
         retry_after.unwrap_or(self.retry_after_default).clamp(least, most)

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use url::Url;
 
+use super::accounts::{Accounts, DEFAULT_ACCOUNT};
 use super::auth::{Auth, AuthHost};
 use super::budget::Limits;
 use super::connect::Clients;
@@ -23,6 +24,7 @@ use super::pem::{Identity, Unusable, certificates};
 use super::proxy::{Environment, Router, Via};
 use super::redirect::host_of;
 use super::resolve::Names;
+use super::targets::Targets;
 use super::wide::{Ahead, Habits};
 use super::wire::Wire;
 use super::{Config, Inner, Settings, Upstream, Upstreams, canonical};
@@ -45,7 +47,7 @@ pub enum Mistake {
         /// Whose.
         upstream: Registry,
         /// The key that names the file.
-        key: &'static str,
+        key: String,
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
@@ -135,19 +137,26 @@ impl Upstreams {
         let mut mistakes = Vec::new();
         for upstream in self.0.values() {
             let registry = || upstream.registry().clone();
-            match upstream.0.login.as_ref().map(|login| (login.reload(), login)) {
-                Some((Ok(()), _)) => info!(upstream = %upstream.registry(), "the login was read again"),
-                Some((Err(why), login)) => {
-                    mistakes.push(Mistake::File { upstream: registry(), key: login.key(), path: login.file().to_owned(), why });
+            for (account, login) in upstream.0.accounts.logins() {
+                match login.reload() {
+                    Ok(()) => info!(upstream = %upstream.registry(), account, "the login was read again"),
+                    Err(why) => {
+                        let key = key_of(account, login.key());
+                        mistakes.push(Mistake::File { upstream: registry(), key, path: login.file().to_owned(), why });
+                    }
                 }
-                None => {}
             }
             if let Some(Err(Unusable { key, path, why })) = upstream.0.identity.as_ref().map(|identity| identity.reload()) {
-                mistakes.push(Mistake::File { upstream: registry(), key, path, why });
+                mistakes.push(Mistake::File { upstream: registry(), key: key.to_owned(), path, why });
             }
         }
         if mistakes.is_empty() { Ok(()) } else { Err(BuildError { mistakes }) }
     }
+}
+
+/// The key of an account's file, below its upstream.
+fn key_of(account: &str, key: &str) -> String {
+    if account == DEFAULT_ACCOUNT { key.to_owned() } else { format!("accounts.{account}.{key}") }
 }
 
 struct Builder {
@@ -167,17 +176,13 @@ impl Builder {
         let before = self.mistakes.len();
         self.check_endpoints(registry, settings);
         let auth_hosts = self.auth_hosts(registry, &settings.auth_hosts);
-        let login = settings.credentials.as_ref().and_then(|credentials| {
-            let mistake =
-                |why| Mistake::File { upstream: registry.clone(), key: credentials.key(), path: credentials.file().to_owned(), why };
-            Login::read(registry, credentials, &self.limits).map_err(|why| self.mistakes.push(mistake(why))).ok()
-        });
+        let logins = self.logins(registry, settings);
         let identity = self.identity(registry, settings);
         let clients = self.clients(registry, settings, identity.as_ref());
         if self.mistakes.len() > before {
             return None;
         }
-        if login.is_some() && settings.endpoints.iter().any(|url| url.scheme() == "http") {
+        if !logins.is_empty() && settings.endpoints.iter().any(|url| url.scheme() == "http") {
             warn!(upstream = %registry, "the password for {registry} is sent without TLS, because an endpoint is http; use https");
         }
         let wire = Arc::new(Wire {
@@ -191,7 +196,8 @@ impl Builder {
             registry: registry.clone(),
             private: settings.private,
             endpoints: settings.endpoints.iter().map(|url| Endpoint::new(url, &wire)).collect(),
-            login,
+            accounts: Accounts::new(Arc::clone(&wire.upstream), self.metrics.clone(), logins, settings.anonymous),
+            targets: Targets::default(),
             identity,
             repositories: settings.repositories.clone(),
             search: settings.search.clone(),
@@ -209,6 +215,23 @@ impl Builder {
             hop: self.hop.clone(),
             wire,
         })
+    }
+
+    /// The one login first, then the accounts by name.
+    fn logins(&mut self, registry: &Registry, settings: &Settings) -> Vec<(String, Login)> {
+        let one = settings.credentials.iter().map(|credentials| (DEFAULT_ACCOUNT, credentials));
+        let more = settings.accounts.iter().map(|(name, credentials)| (name.as_str(), credentials));
+        let mut logins = Vec::new();
+        for (name, credentials) in one.chain(more) {
+            match Login::read(registry, credentials, &self.limits) {
+                Ok(login) => logins.push((name.to_owned(), login)),
+                Err(why) => {
+                    let (key, path) = (key_of(name, credentials.key()), credentials.file().to_owned());
+                    self.mistakes.push(Mistake::File { upstream: registry.clone(), key, path, why });
+                }
+            }
+        }
+        logins
     }
 
     fn check_endpoints(&mut self, registry: &Registry, settings: &Settings) {
@@ -236,7 +259,8 @@ impl Builder {
 
     fn identity(&mut self, registry: &Registry, settings: &Settings) -> Option<Arc<Identity>> {
         let read = Identity::read(settings.client_certificate.as_ref()?);
-        let mistake = |Unusable { key, path, why }| self.mistakes.push(Mistake::File { upstream: registry.clone(), key, path, why });
+        let mistake =
+            |Unusable { key, path, why }| self.mistakes.push(Mistake::File { upstream: registry.clone(), key: key.to_owned(), path, why });
         read.map_err(mistake).map(Arc::new).ok()
     }
 
@@ -250,7 +274,7 @@ impl Builder {
             Ok(extra) => extra.unwrap_or_default(),
             Err(why) => {
                 let path = settings.ca_file.clone().unwrap_or_default();
-                self.mistakes.push(Mistake::File { upstream: registry.clone(), key: "ca_file", path, why });
+                self.mistakes.push(Mistake::File { upstream: registry.clone(), key: "ca_file".to_owned(), path, why });
                 return None;
             }
         };

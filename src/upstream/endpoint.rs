@@ -8,7 +8,6 @@ use url::Url;
 
 use super::auth::TokenService;
 use super::error::{Error, Why, is_passing};
-use super::headers;
 use super::health::{Health, Pass};
 use super::redirect::host_of;
 use super::speed::Speed;
@@ -41,7 +40,7 @@ impl Endpoint {
     pub(super) fn new(base: &Url, wire: &Wire) -> Self {
         let host = host_of(base);
         let label = base.as_str().trim_end_matches('/').to_owned();
-        let health = Health::new(&wire.upstream, host.clone(), label.clone(), &wire.metrics, &wire.limits);
+        let health = Health::new(&wire.upstream, host.clone(), Some(label.clone()), &wire.metrics, &wire.limits);
         Self { base: base.clone(), host, label, health, speed: Speed::default(), scheme: Mutex::default() }
     }
 
@@ -63,12 +62,9 @@ impl Endpoint {
     }
 
     /// Takes from an answer, or from its absence, what it says about the endpoint.
-    pub(super) fn note(&self, sent: &Result<Response<Incoming>, Error>, pass: Option<Pass<'_>>, wire: &Wire) {
+    pub(super) fn note(&self, sent: &Result<Response<Incoming>, Error>, pass: Option<Pass<'_>>) {
         let failure = match sent {
             Ok(response) => {
-                if let Some(remaining) = headers::ratelimit_remaining(response.headers()) {
-                    wire.metrics.ratelimit(&wire.upstream, remaining);
-                }
                 let status = response.status().as_u16();
                 is_passing(status).then(|| Error::Unavailable { host: self.host.clone(), why: Why::Status(status) })
             }

@@ -8,7 +8,11 @@ use std::time::Duration;
 use hyper::header::{CONTENT_LENGTH, DATE, HeaderMap, LINK, RETRY_AFTER};
 use url::Url;
 
+use super::quota::Said;
 use crate::oci::Digest;
+
+/// The longest name of whom pulls are counted of, in bytes: an IPv6 address has 39, an UUID 36.
+const SOURCE_BYTES_MAX: usize = 128;
 
 /// What a `Content-Range` says of a 206 (RFC 9110 section 14.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +70,26 @@ pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all("content-encoding").iter().any(|value| !value.to_str().is_ok_and(|text| plain(text.trim())))
 }
 
-/// The pulls that are left: `ratelimit-remaining: 85;w=21600`, or the same with `x-` before it (Docker Hub).
-pub(super) fn ratelimit_remaining(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get("ratelimit-remaining").or_else(|| headers.get("x-ratelimit-remaining"))?;
-    number(value.to_str().ok()?.split(';').next()?.trim())
+/// What is said of the pulls that are left: `ratelimit-remaining: 85;w=21600` beside `ratelimit-limit: 100;w=21600`, or the
+/// same with `x-` before it (Docker Hub). A limit alone, or one that is less than what is left of it, says nothing.
+pub(super) fn ratelimit(headers: &HeaderMap) -> Option<Said> {
+    let read = |name: &str| {
+        let value = headers.get(format!("ratelimit-{name}")).or_else(|| headers.get(format!("x-ratelimit-{name}")))?;
+        let mut parts = value.to_str().ok()?.split(';').map(str::trim);
+        let count = parts.next().filter(|text| !text.is_empty()).and_then(number)?;
+        let window = parts.find_map(|part| part.strip_prefix("w=").and_then(number)).map(Duration::from_secs);
+        Some((count, window))
+    };
+    let (remaining, window) = read("remaining")?;
+    let limit = read("limit").filter(|&(limit, _)| limit >= remaining);
+    Some(Said { limit: limit.map(|(limit, _)| limit), remaining, window: window.or(limit.and_then(|(_, window)| window)) })
+}
+
+/// Whom the pulls are counted of: an address or an account, for the log alone.
+pub(super) fn ratelimit_source(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get("docker-ratelimit-source")?.to_str().ok()?.trim();
+    let is_name = !text.is_empty() && text.len() <= SOURCE_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+    is_name.then_some(text)
 }
 
 /// `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3). A date is held against the `Date` of the same answer, so
@@ -183,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_encodings_and_budgets() {
+    fn digests_and_encodings() {
         let digest = Digest::sha256_of(b"x");
         let text = digest.to_string();
         assert_eq!(content_digest(&headers(&[])), Ok(None));
@@ -196,9 +216,23 @@ mod tests {
         assert!(is_encoded(&headers(&[("content-encoding", "gzip")])));
         assert!(is_encoded(&headers(&[("content-encoding", "identity"), ("content-encoding", "zstd")])));
 
-        assert_eq!(ratelimit_remaining(&headers(&[("ratelimit-remaining", "85;w=21600")])), Some(85));
-        assert_eq!(ratelimit_remaining(&headers(&[("x-ratelimit-remaining", "0")])), Some(0));
-        assert_eq!(ratelimit_remaining(&headers(&[("ratelimit-remaining", "many")])), None);
         assert_eq!(content_length(&headers(&[("content-length", "+5")])), None);
+    }
+
+    #[test]
+    fn limits_of_pulls() {
+        let told =
+            |pairs: &[(&str, &str)]| ratelimit(&headers(pairs)).map(|said| (said.remaining, said.limit, said.window.map(|w| w.as_secs())));
+        assert_eq!(told(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "85;w=21600")]), Some((85, Some(100), Some(21_600))));
+        assert_eq!(told(&[("x-ratelimit-limit", "100; w=60"), ("x-ratelimit-remaining", "0")]), Some((0, Some(100), Some(60))));
+        assert_eq!(told(&[("ratelimit-remaining", "7;q=1;w=x")]), Some((7, None, None)));
+        assert_eq!(told(&[("ratelimit-remaining", "7"), ("ratelimit-limit", "5")]), Some((7, None, None)));
+        for bad in ["many", "", ";w=60", "-1", "+1"] {
+            assert_eq!(told(&[("ratelimit-remaining", bad), ("ratelimit-limit", "100;w=21600")]), None, "{bad:?}");
+        }
+        assert_eq!(told(&[("ratelimit-limit", "100;w=21600")]), None);
+        let source = |text: &str| ratelimit_source(&headers(&[("docker-ratelimit-source", text)])).map(str::to_owned);
+        assert_eq!(source("203.0.113.7").as_deref(), Some("203.0.113.7"));
+        assert_eq!((source(""), source("a b"), source(&"x".repeat(129))), (None, None, None));
     }
 }

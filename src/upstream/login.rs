@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ const PASSWORD_BYTES_MAX: usize = 16 << 10;
 /// A disk that takes longer to show a small file is not waited for: the old login is used meanwhile.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// The number of the next password: no two of one process have the same, whatever accounts they are of.
+static SECRETS: AtomicU64 = AtomicU64::new(1);
+
 /// A login that may change while the program runs. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Login(Arc<Inner>);
@@ -44,8 +48,6 @@ struct Inner {
 
 struct State {
     secret: Option<Arc<Secret>>,
-    /// Secrets until now.
-    made: u64,
     stamp: Option<Stamp>,
     looked: Instant,
     helper: Option<Asked>,
@@ -82,7 +84,7 @@ struct Stamp {
 impl Login {
     /// Reads the file. A helper is asked when the login is needed.
     pub(super) fn read(upstream: &Registry, source: &Credentials, limits: &Arc<Limits>) -> Result<Self, String> {
-        let state = State { secret: None, made: 0, stamp: stamp(source.file()), looked: Instant::now(), helper: None };
+        let state = State { secret: None, stamp: stamp(source.file()), looked: Instant::now(), helper: None };
         let (source, limits) = (source.clone(), Arc::clone(limits));
         let login = Self(Arc::new(Inner {
             upstream: upstream.clone(),
@@ -267,8 +269,7 @@ impl Inner {
 impl State {
     fn set(&mut self, basic: Option<HeaderValue>) {
         if self.secret.as_ref().map(|secret| &secret.basic) != basic.as_ref() {
-            self.made += 1;
-            let id = self.made;
+            let id = SECRETS.fetch_add(1, Ordering::Relaxed);
             self.secret = basic.map(|basic| Arc::new(Secret { id, basic }));
         }
     }

@@ -52,7 +52,7 @@ impl Upstream {
             // Who loops was found out when the blob was asked for.
             via: None,
         };
-        let response = wire.send(&out, Deadline::after(wire.limits.wide.silence)).await?;
+        let response = self.send_to(&out, Deadline::after(wire.limits.wide.silence)).await?;
         if headers::is_encoded(response.headers()) || part_of(response.status(), response.headers(), (first, last)).is_none() {
             settle(response).await;
             return Err(Error::BadAnswer { host: host_of(&spot.url), flaw: Flaw::Range });

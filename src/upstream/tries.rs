@@ -20,6 +20,8 @@ pub(super) struct Tries<'a> {
     candidates: Vec<Candidate<'a>>,
     limits: &'a Limits,
     kind: Kind,
+    /// In whose name, by the numbers of the accounts.
+    accounts: &'a [usize],
     deadline: Deadline,
     /// The candidate to look at next; those before it were looked at once.
     cursor: usize,
@@ -48,7 +50,14 @@ pub(super) struct Turn<'a> {
 
 impl<'a> Tries<'a> {
     /// The endpoints of these numbers are `avoided`: asked when no other has it.
-    pub(super) fn new(endpoints: &'a [Endpoint], avoided: &[usize], kind: Kind, limits: &'a Limits, deadline: Deadline) -> Self {
+    pub(super) fn new(
+        endpoints: &'a [Endpoint],
+        avoided: &[usize],
+        kind: Kind,
+        accounts: &'a [usize],
+        limits: &'a Limits,
+        deadline: Deadline,
+    ) -> Self {
         let candidate = |(number, endpoint)| Candidate { number, endpoint, error: None, again: false };
         let mut candidates: Vec<_> = endpoints.iter().enumerate().map(candidate).collect();
         if candidates.len() > 1 {
@@ -59,7 +68,7 @@ impl<'a> Tries<'a> {
                 (avoided.contains(&candidate.number), endpoint.health.is_suspect(), is_slow(endpoint))
             });
         }
-        Self { candidates, limits, kind, deadline, cursor: 0, made: 0, pauses: 0 }
+        Self { candidates, limits, kind, accounts, deadline, cursor: 0, made: 0, pauses: 0 }
     }
 
     /// The next attempt, after a pause where it repeats one; nothing when there is no more to try, or no time.
@@ -111,7 +120,7 @@ impl<'a> Tries<'a> {
     fn admit(&mut self, index: usize) -> Option<Pass<'a>> {
         let candidate = &mut self.candidates[index];
         let endpoint = candidate.endpoint;
-        match endpoint.health.admit(self.kind) {
+        match endpoint.health.admit(self.kind, self.accounts) {
             Ok(pass) => Some(pass),
             Err(resting) => {
                 candidate.again = false;

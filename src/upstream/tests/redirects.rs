@@ -202,11 +202,16 @@ async fn a_storage_that_is_down_is_not_the_registry_s_fault() {
     })
     .await;
     let upstream = Setup::new(&[&server]).upstream();
-    for _ in 0..3 {
-        let error = upstream.blob(&name("a"), &digest("x"), 0).await.expect_err("down");
-        assert!(matches!(error, Error::Unavailable { why: Why::Connect(_), .. }), "{error:?}");
-    }
-    assert_eq!(server.count(), 9, "each attempt asks for a fresh redirect");
+    let down = async || upstream.blob(&name("a"), &digest("x"), 0).await.expect_err("down");
+    let error = down().await;
+    assert!(matches!(error, Error::Unavailable { why: Why::Connect(_), .. }), "{error:?}");
+    assert_eq!(server.count(), 3, "each attempt asks for a fresh redirect");
+    // The fifth failure in a row: from now on it is left alone.
+    down().await;
+    let before = server.count();
+    let error = down().await;
+    assert!(matches!(error, Error::Unavailable { why: Why::Resting, .. }), "{error:?}");
+    assert_eq!(server.count() - before, 2, "perhaps there is another host, and once is enough to find out");
     upstream.manifest(&name("a"), &tag("latest")).await.expect("the registry is well");
 }
 

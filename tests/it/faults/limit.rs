@@ -107,7 +107,10 @@ async fn limited_in_the_middle(tune: impl Fn(&mut millpond::serve::Tuning) + Cop
 
 #[tokio::test]
 async fn a_limit_in_the_middle_of_a_body_is_waited_for_and_what_is_here_stays() {
-    let short = |tuning: &mut millpond::serve::Tuning| tuning.upstream.retry_after = (Duration::from_millis(500), Duration::from_secs(1));
+    let short = |tuning: &mut millpond::serve::Tuning| {
+        tuning.upstream.retry_after = (Duration::from_millis(500), Duration::from_secs(1));
+        tuning.upstream.retry_after_max = Duration::from_secs(1);
+    };
     let (scene, blob) = limited_in_the_middle(short).await;
     assert_whole(&scene.get(&blob).fetch().await, &blob);
     assert_eq!(scene.hub.bytes_of(&blob.digest), blob.len(), "no byte twice:\n{}", scene.hub.story());

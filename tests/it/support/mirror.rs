@@ -130,6 +130,13 @@ impl Builder {
         self.set(&upstream(name), "username", &text(user)).set(&upstream(name), "password_file", &file)
     }
 
+    /// That has one more account at this upstream.
+    pub fn account(self, name: &str, account: &str, user: &str, password: &str) -> Self {
+        let file = self.file(&format!("password-{name}-{account}"), password);
+        let table = format!("{}.accounts.{account}", upstream(name));
+        self.set(&table, "username", &text(user)).set(&table, "password_file", &file)
+    }
+
     /// Whose login at this upstream was taken out again.
     pub fn no_login(mut self, name: &str) -> Self {
         self.lines.entry(upstream(name)).or_default().retain(|key, _| key != "username" && key != "password_file");

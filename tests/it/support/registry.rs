@@ -132,6 +132,12 @@ impl Registry {
         self.shared.store.lock().unwrap().set_private(repository, true);
     }
 
+    /// Makes a repository private to this user.
+    pub fn private_to(&self, repository: &str, user: &str) {
+        self.private(repository);
+        self.shared.readers.lock().unwrap().entry(repository.into()).or_default().push(user.into());
+    }
+
     /// Makes it public again.
     pub fn public(&self, repository: &str) {
         self.shared.store.lock().unwrap().set_private(repository, false);
@@ -170,10 +176,18 @@ impl Registry {
         self.shared.urls.lock().unwrap().expire_all();
     }
 
-    /// Says how many pulls are left before 429.
+    /// Says how many pulls are left before 429, to everybody.
     pub fn pulls_left(&self, left: u64) {
+        let users: Vec<_> = self.shared.users.lock().unwrap().keys().cloned().chain([String::new()]).collect();
+        for user in &users {
+            self.pulls_left_to(user, left);
+        }
+    }
+
+    /// The same, to one user; nobody in particular has no name.
+    pub fn pulls_left_to(&self, user: &str, left: u64) {
         let limit = self.shared.quirks().rate_limit.expect("a registry with a rate limit").limit;
-        *self.shared.pulls.lock().unwrap() = limit - left;
+        self.shared.pulls.lock().unwrap().insert(user.into(), limit - left);
     }
 
     /// Refuses connections at all listeners and closes those that are open.
@@ -278,7 +292,12 @@ impl Registry {
 
     /// How many pulls counted against the limit.
     pub fn pulls(&self) -> u64 {
-        *self.shared.pulls.lock().unwrap()
+        self.shared.pulls.lock().unwrap().values().sum()
+    }
+
+    /// How many of them in the name of a user.
+    pub fn pulls_of(&self, user: &str) -> u64 {
+        self.shared.pulls.lock().unwrap().get(user).copied().unwrap_or_default()
     }
 
     /// What no mirror should do, and this one did: a token sent to a CDN, `ns` sent to an upstream, a write, and so on.

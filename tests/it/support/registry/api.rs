@@ -55,8 +55,9 @@ fn manifest(shared: &Shared, quirks: &Quirks, request: &Request, name: &str) -> 
         Ok(found) => found,
         Err(refusal) => return *refusal,
     };
-    let Some(limits) = take_from_limit(shared, quirks, is_get) else {
-        return with_limits(shared, quirks, Answer::error_of(429));
+    let user = auth::asker(shared, request);
+    let Some(limits) = take_from_limit(shared, quirks, &user, is_get) else {
+        return with_limits(shared, quirks, &user, Answer::error_of(429));
     };
     let etag = format!("\"{}\"", found.digest);
     let asked = request.header("if-none-match");
@@ -109,20 +110,22 @@ fn negotiate(shared: &Shared, quirks: &Quirks, request: &Request, name: &str, fo
 }
 
 /// Counts a pull, and gives what adds the headers about it; nothing when there is none left.
-fn take_from_limit<'a>(shared: &'a Shared, quirks: &'a Quirks, is_get: bool) -> Option<impl Fn(Answer) -> Answer + 'a> {
+fn take_from_limit<'a>(shared: &'a Shared, quirks: &'a Quirks, user: &'a str, is_get: bool) -> Option<impl Fn(Answer) -> Answer + 'a> {
     if let (Some(limit), true) = (quirks.rate_limit, is_get) {
         let mut pulls = shared.pulls.lock().unwrap();
+        let pulls = pulls.entry(user.to_owned()).or_default();
         if *pulls >= limit.limit {
             return None;
         }
         *pulls += 1;
     }
-    Some(move |answer| with_limits(shared, quirks, answer))
+    Some(move |answer| with_limits(shared, quirks, user, answer))
 }
 
-fn with_limits(shared: &Shared, quirks: &Quirks, answer: Answer) -> Answer {
+fn with_limits(shared: &Shared, quirks: &Quirks, user: &str, answer: Answer) -> Answer {
     let Some(limit) = quirks.rate_limit else { return answer };
-    let left = limit.limit - (*shared.pulls.lock().unwrap()).min(limit.limit);
+    let taken = shared.pulls.lock().unwrap().get(user).copied().unwrap_or_default();
+    let left = limit.limit - taken.min(limit.limit);
     let x = if limit.prefixed { "X-" } else { "" };
     answer
         .header(&format!("{x}RateLimit-Limit"), format!("{};w={}", limit.limit, limit.window))

@@ -25,6 +25,7 @@ pub(super) struct Tokens {
 
 #[derive(Debug)]
 struct Grant {
+    user: Option<String>,
     repositories: Vec<String>,
     until: Instant,
     uses_left: Option<u64>,
@@ -75,6 +76,13 @@ fn bearer(shared: &Shared, request: &Request) -> Result<(), Option<&'static str>
         Some(name) if !grant.repositories.contains(name) => Err(Some("insufficient_scope")),
         _ => Ok(()),
     }
+}
+
+/// The user whose token a request has; empty where it is nobody's.
+pub(super) fn asker(shared: &Shared, request: &Request) -> String {
+    let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let tokens = shared.tokens.lock().unwrap();
+    token.and_then(|token| tokens.good.get(token)).and_then(|grant| grant.user.clone()).unwrap_or_default()
 }
 
 /// 401 with the challenge in the registry's manner.
@@ -130,11 +138,11 @@ pub(super) fn token(shared: &Shared, quirks: &Quirks, request: &Request) -> Answ
         return Answer::json(400, r#"{"details":"unknown service"}"#);
     }
     let scopes: Vec<&str> = form.iter().filter(|(key, _)| key == "scope").flat_map(|(_, value)| value.split(' ')).collect();
-    let (granted, denied) = grants(shared, &scopes, user.is_some());
+    let (granted, denied) = grants(shared, &scopes, user.as_deref());
     if let (true, Some(status)) = (denied, quirks.token_denied) {
         return Answer::error_of(status);
     }
-    let mut answer = issue(shared, quirks, granted);
+    let mut answer = issue(shared, quirks, granted, user.clone());
     if let (Some(user), true) = (user, field("access_type") == Some("offline") || field("offline_token") == Some("true")) {
         answer.insert("refresh_token".into(), format!("refresh-{user}").into());
     }
@@ -142,7 +150,7 @@ pub(super) fn token(shared: &Shared, quirks: &Quirks, request: &Request) -> Answ
 }
 
 /// The repositories among the scopes that this client may pull, and whether there was one that it may not.
-fn grants(shared: &Shared, scopes: &[&str], known_user: bool) -> (Vec<String>, bool) {
+fn grants(shared: &Shared, scopes: &[&str], user: Option<&str>) -> (Vec<String>, bool) {
     let mut granted = Vec::new();
     let store = shared.store.lock().unwrap();
     for scope in scopes {
@@ -150,7 +158,9 @@ fn grants(shared: &Shared, scopes: &[&str], known_user: bool) -> (Vec<String>, b
         if actions != "pull" {
             shared.violation(format!("a token for more than pull: {scope}"));
         }
-        if store.has(name) && (known_user || !store.is_private(name)) {
+        let readers = shared.readers.lock().unwrap();
+        let reads = |user: &str| readers.get(name).is_none_or(|readers| readers.iter().any(|reader| reader == user));
+        if store.has(name) && (!store.is_private(name) || user.is_some_and(reads)) {
             granted.push(name.to_owned());
         }
     }
@@ -158,14 +168,14 @@ fn grants(shared: &Shared, scopes: &[&str], known_user: bool) -> (Vec<String>, b
     (granted, denied)
 }
 
-fn issue(shared: &Shared, quirks: &Quirks, repositories: Vec<String>) -> Map<String, Value> {
+fn issue(shared: &Shared, quirks: &Quirks, repositories: Vec<String>, user: Option<String>) -> Map<String, Value> {
     let mut tokens = shared.tokens.lock().unwrap();
     tokens.count += 1;
     let access: Vec<Value> = repositories.iter().map(|name| json!({ "type": "repository", "name": name, "actions": ["pull"] })).collect();
     let claims = json!({ "access": access, "aud": SERVICE, "jti": tokens.count.to_string() });
     let token = format!("{}.{}.{}", URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()), shared.mark());
     let until = Instant::now() + quirks.token_ttl;
-    tokens.good.insert(token.clone(), Grant { repositories, until, uses_left: quirks.token_uses });
+    tokens.good.insert(token.clone(), Grant { user, repositories, until, uses_left: quirks.token_uses });
 
     let mut answer = Map::new();
     if quirks.token_fields != TokenFields::AccessToken {

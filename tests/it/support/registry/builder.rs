@@ -101,6 +101,7 @@ impl Builder {
             urls: Mutex::new(SignedUrls::new()),
             users: Mutex::default(),
             pulls: Mutex::default(),
+            readers: Mutex::default(),
             violations: Mutex::default(),
             doors: Mutex::default(),
             connections: AtomicU64::new(0),

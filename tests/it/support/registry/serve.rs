@@ -1,6 +1,6 @@
 //! The life of a connection and of each request on it: recorded, given its fault, answered, and recorded again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,10 @@ pub(super) struct Shared {
     pub(super) urls: Mutex<SignedUrls>,
     pub(super) users: Mutex<BTreeMap<String, String>>,
     /// Pulls that counted against the limit.
-    pub(super) pulls: Mutex<u64>,
+    // By user; nobody in particular has no name.
+    pub(super) pulls: Mutex<HashMap<String, u64>>,
+    // The repositories that not every user sees, and who does.
+    pub(super) readers: Mutex<HashMap<String, Vec<String>>>,
     pub(super) violations: Mutex<Vec<String>>,
     /// New connections to these ports wait there before a byte is read.
     pub(super) doors: Mutex<Vec<(Port, Gate)>>,
