@@ -328,6 +328,9 @@ impl Reference {
     }
 }
 
+/// The type of an OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 impl MediaType {
     /// Keeps the type and drops its parameters (distribution-spec: a manifest's Content-Type has none). Only
     /// `application/…` is let through, so that nothing a browser would run is ever served.
@@ -344,6 +347,11 @@ impl MediaType {
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether this is an OCI image index, the form in which referrers are listed.
+    pub fn is_index(&self) -> bool {
+        &*self.0 == OCI_INDEX
     }
 }
 

@@ -13,7 +13,7 @@ use hyper::{Method, StatusCode, Version};
 
 use crate::listen;
 use crate::observe::{Kind, Outcome};
-use crate::oci::{Digest, Invalid, Registry};
+use crate::oci::{Digest, Invalid, OCI_INDEX, Registry};
 use crate::pull::{self, Answer, BlobAnswer, ManifestAnswer, Referrers, Tags};
 use crate::route::NoRoute;
 
@@ -219,7 +219,7 @@ pub fn tags(answer: &Answer<Tags>, name: &str, base: &str, namespace: Option<&Re
 /// A page of referrers.
 pub fn referrers(answer: Answer<Referrers>) -> Response {
     let mut response = hyper::Response::new(Body::bytes(answer.content.bytes));
-    set(&mut response, header::CONTENT_TYPE, "application/vnd.oci.image.index.v1+json");
+    set(&mut response, header::CONTENT_TYPE, OCI_INDEX);
     if answer.content.filtered {
         set(&mut response, OCI_FILTERS, "artifactType");
     }
@@ -321,9 +321,11 @@ fn no_route_verdict(no_route: NoRoute) -> Verdict {
 
 fn pull_verdict(error: &pull::Error) -> Verdict {
     let unknown = |kind: &Kind| match kind {
-        Kind::Manifest => "MANIFEST_UNKNOWN",
+        // NAME_UNKNOWN for referrers would mean that there is no such repository: oras and helm then give up, and do not look for the
+        // tag that stands for the API.
+        Kind::Manifest | Kind::Referrers => "MANIFEST_UNKNOWN",
         Kind::Blob => "BLOB_UNKNOWN",
-        Kind::Tags | Kind::Referrers | Kind::Token | Kind::Search | Kind::Catalog | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
+        Kind::Tags | Kind::Token | Kind::Search | Kind::Catalog | Kind::Ping | Kind::Other => "NAME_UNKNOWN",
     };
     let (status, code, message) = match error {
         pull::Error::NotFound(kind) | pull::Error::NotShown(kind) => {

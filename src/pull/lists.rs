@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{Answer, Asker, Error, Pull};
 use crate::observe::{Kind, Outcome};
-use crate::oci::{Digest, PAGE_MAX, Repository};
+use crate::oci::{Digest, MediaType, PAGE_MAX, Repository};
 use crate::upstream::Upstream;
 
 /// Pages of referrers that are put together for one answer, and the bytes they may have in all: far more than any image's
@@ -75,6 +75,11 @@ impl Pull {
             return Err(error);
         }
         match self.by_tag(&upstream, repository, &digest.referrers_tag(), false).await {
+            // Some registries take the tag for the digest that it is made of, and answer with the image itself (gitlab.com); any other
+            // type is no list either.
+            Ok(Answer { content, .. }) if content.digest == *digest || !content.media_type.as_ref().is_some_and(MediaType::is_index) => {
+                Err(Error::NotFound(Kind::Referrers))
+            }
             Ok(Answer { content, outcome }) => {
                 let bytes = content.bytes.ok_or(Error::NotFound(Kind::Referrers))?;
                 Ok(Answer { content: Referrers { bytes, filtered: false }, outcome })

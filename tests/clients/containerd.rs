@@ -7,18 +7,18 @@ use crate::fixtures::{self, Image};
 use crate::mirror::{self, Settings};
 use crate::process::{self, Daemon, Scratch, attempt, client, run};
 
-const TOOLS: &[&str] = &["containerd", "ctr", "runc", "unshare", "setpriv"];
+pub(crate) const TOOLS: &[&str] = &["containerd", "ctr", "runc", "unshare", "setpriv"];
 
 /// A containerd of its own, with a folder of `hosts.toml` that names the mirror.
-struct Containerd {
+pub(crate) struct Containerd {
     address: String,
     hosts: String,
     _daemon: Daemon,
-    _scratch: Scratch, // after the daemon: it is ended before its folder goes
+    scratch: Scratch, // after the daemon: it is ended before its folder goes
 }
 
 impl Containerd {
-    fn start(mirror: &str) -> Self {
+    pub(crate) fn start(mirror: &str) -> Self {
         let scratch = Scratch::new();
         let address = scratch.at("containerd.sock");
         // Without the plugins for Kubernetes, which want a network configuration of the machine's.
@@ -31,16 +31,12 @@ impl Containerd {
                 scratch.at("state")
             ),
         );
-        // `server` is where containerd goes when the mirror fails: nowhere.
-        scratch.write(
-            "hosts/docker.io/hosts.toml",
-            &format!("server = \"http://127.0.0.1:1\"\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"),
-        );
+        let hosts = hosts(&scratch, "hosts", mirror, "");
         let daemon = Daemon::start_with_own_mounts("containerd", |command| {
             command.args(["--config", &config]);
         });
         daemon.await_line(|line| line.contains("containerd successfully booted").then_some(()));
-        Self { address, hosts: scratch.at("hosts"), _daemon: daemon, _scratch: scratch }
+        Self { address, hosts, _daemon: daemon, scratch }
     }
 
     fn ctr(&self, arguments: &[&str]) -> Command {
@@ -50,15 +46,25 @@ impl Containerd {
     }
 
     /// Pulls and gives back the digest that containerd has noted for the reference.
-    fn pull(&self, reference: &str, platforms: &[&str]) -> String {
-        run(self.ctr(&["images", "pull", "--hosts-dir", &self.hosts]).args(platforms).arg(reference));
+    pub(crate) fn pull(&self, reference: &str, platforms: &[&str]) -> String {
+        self.pull_by(&self.hosts, reference, platforms)
+    }
+
+    /// The same by another folder of `hosts.toml`.
+    pub(crate) fn pull_by(&self, hosts: &str, reference: &str, platforms: &[&str]) -> String {
+        run(self.ctr(&["images", "pull", "--hosts-dir", hosts]).args(platforms).arg(reference));
         let list = run(&mut self.ctr(&["images", "list", &format!("name=={reference}")]));
         let digest = list.split_whitespace().find(|word| word.starts_with("sha256:"));
         digest.unwrap_or_else(|| panic!("{reference} is not listed: {list}")).to_owned()
     }
 
+    /// Another folder of `hosts.toml`.
+    pub(crate) fn hosts(&self, folder: &str, mirror: &str, lines: &str) -> String {
+        hosts(&self.scratch, folder, mirror, lines)
+    }
+
     /// Removes the image and waits until its content is collected.
-    fn remove(&self, reference: &str) {
+    pub(crate) fn remove(&self, reference: &str) {
         run(&mut self.ctr(&["images", "remove", "--sync", reference]));
     }
 
@@ -66,6 +72,16 @@ impl Containerd {
     fn content(&self, digest: &str) -> String {
         run(&mut self.ctr(&["content", "get", digest]))
     }
+}
+
+/// A folder whose `hosts.toml` for Docker Hub names the mirror, with these lines besides; gives its path. `server` is where containerd goes
+/// when the mirror fails: nowhere.
+fn hosts(scratch: &Scratch, folder: &str, mirror: &str, lines: &str) -> String {
+    scratch.write(
+        &format!("{folder}/docker.io/hosts.toml"),
+        &format!("server = \"http://127.0.0.1:1\"\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{lines}"),
+    );
+    scratch.at(folder)
 }
 
 #[test]
@@ -133,4 +149,32 @@ fn containerd_pulls_by_a_secret_path() {
     let stranger = Containerd::start(&format!("http://{}", chain.addr()));
     let mut pull = stranger.ctr(&["images", "pull", "--hosts-dir", &stranger.hosts, &reference]);
     attempt(&mut pull).expect_err("the mirror serves whoever does not know the secret");
+}
+
+/// With the registry in the path: before `/v2`, which containerd then adds, and behind it with `override_path`. Each says `ns` as well.
+#[test]
+fn containerd_pulls_with_the_registry_in_the_path() {
+    if process::lacks(TOOLS) {
+        return;
+    }
+    if mirror::is_stand_in() {
+        return process::skip("docker-registry knows no registry in the path");
+    }
+    let Some(fixtures) = fixtures::get() else { return };
+    let chain = Chain::start(fixtures);
+    let url = format!("http://{}", chain.addr());
+    let containerd = Containerd::start(&url);
+    let multi = fixtures.image("library/debian", "multi");
+    let reference = format!("docker.io/{multi}");
+    for (folder, path, lines) in [("before", "/docker.io", ""), ("behind", "/v2/docker.io", "override_path = true\n")] {
+        let hosts = containerd.hosts(folder, &format!("{url}{path}"), lines);
+        chain.asked.forget();
+        assert_eq!(containerd.pull_by(&hosts, &reference, &[]), multi.digest, "{path}");
+        let wanted = if lines.is_empty() { "/docker.io/v2/library/debian/" } else { "/v2/docker.io/library/debian/" };
+        let asked = chain.asked.seen();
+        assert!(asked.iter().all(|seen| seen.target.starts_with(wanted) && seen.target.contains("ns=docker.io")), "{asked:#?}");
+        chain.assert_served(fixtures.native(multi));
+        containerd.remove(&reference);
+    }
+    chain.assert_fetched_once(fixtures.native(multi));
 }

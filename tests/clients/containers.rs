@@ -56,10 +56,15 @@ impl Settings {
         command
     }
 
+    /// Tells podman and buildah where these settings are.
+    pub(crate) fn environ(&self, command: &mut Command) {
+        command.env("CONTAINERS_REGISTRIES_CONF", &self.registries).env("CONTAINERS_CONF", &self.containers);
+    }
+
     /// podman with its storage in the scratch folder, in a mount namespace of its own: it leaves its storage mounted.
     pub(crate) fn podman(&self, arguments: &[&str]) -> Command {
         let mut command = client("unshare");
-        command.env("CONTAINERS_REGISTRIES_CONF", &self.registries).env("CONTAINERS_CONF", &self.containers);
+        self.environ(&mut command);
         let (root, run) = (self.scratch.at("root"), self.scratch.at("run"));
         command.args(["--mount", "podman", "--root", &root, "--runroot", &run, "--storage-driver=overlay"]).args(arguments);
         command

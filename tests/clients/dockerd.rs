@@ -34,7 +34,12 @@ impl Dockerd {
     }
 
     pub(crate) fn docker(&self, arguments: &[&str]) -> Command {
-        let mut command = client("docker");
+        self.docker_by("docker", arguments)
+    }
+
+    /// The same by another of this machine's `docker` commands.
+    pub(crate) fn docker_by(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = client(program);
         // An empty configuration: no login of this machine's user, no context.
         command.args(["--host", &self.host, "--config", &self.scratch.at("client")]).args(arguments);
         command

@@ -84,7 +84,8 @@ fn launch(scratch: &Scratch, upstream: &str, settings: &Settings) -> (SocketAddr
             search.clone() + &settings.upstream
         ),
     );
-    let daemon = Daemon::start(env!("CARGO_BIN_EXE_millpond"), |command| {
+    let program = std::env::var("MILLPOND_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_millpond").to_owned());
+    let daemon = Daemon::start(&program, |command| {
         // Its own way to the upstream is loopback too, and no setting of this machine may leak in.
         command.args(["serve", "--config", &config]).env_remove("MILLPOND_PROFILE");
     });

@@ -24,6 +24,7 @@ mod login; // who is challenged, who is served; guesses; certificates and users 
 mod private; // who may see what only the mirror's own login can see
 mod pull; // by tag, by digest, HEAD, index, every endpoint; the second pull costs no upstream request
 mod range; // ranges of whole blobs and of blobs that are still arriving
+mod replay; // clients that no test machine has: their requests in their order, and what they insist on
 mod stale; // tags: believed, asked about once for all, served stale, gone
 mod tidy; // the architecture: who may import whom, and that every promise names its test
 mod upstream; // what an operator says of an upstream: proxies, logins, certificates, allow and deny; what registries do differently
