@@ -15,7 +15,7 @@ pub struct WideLimits {
     pub worth: u64,
     /// Bytes a second with which one connection is fast enough: 160 Mbit/s.
     pub enough: u64,
-    /// How long the first connection is watched: TCP has found its speed by then.
+    /// How long the first connection is watched: some round trips, after which TCP has found its speed on most ways.
     pub look: Duration,
     /// The same where more connections helped a while ago.
     pub look_again: Duration,
@@ -43,7 +43,7 @@ impl Default for WideLimits {
         Self {
             worth: 64 << 20,
             enough: 20 << 20,
-            look: Duration::from_secs(1),
+            look: Duration::from_millis(500),
             look_again: Duration::from_millis(250),
             judge: Duration::from_secs(3),
             gain_percent: 130,
@@ -182,13 +182,13 @@ mod tests {
     fn a_slow_connection_gets_help_and_a_fast_one_does_not() {
         let limits = WideLimits::default();
         let mut slow = plan(Habit::Unknown);
-        assert!(!slow.heard(&limits, 2 * MIB, seconds(1) / 2, LARGE), "not yet");
-        assert!(slow.heard(&limits, 2 * MIB, seconds(1) / 2, LARGE));
+        assert!(!slow.heard(&limits, 2 * MIB, seconds(1) / 4, LARGE), "not yet");
+        assert!(slow.heard(&limits, 2 * MIB, seconds(1) / 4, LARGE));
         let mut fast = plan(Habit::Unknown);
         assert!(!fast.heard(&limits, 30 * MIB, seconds(1), LARGE));
         assert!(!fast.heard(&limits, 1, seconds(9), LARGE), "that was judged");
         let mut known = plan(Habit::Helps);
-        assert!(known.heard(&limits, MIB, seconds(1) / 4, LARGE), "sooner, where it helped before");
+        assert!(known.heard(&limits, MIB, limits.look_again, LARGE), "sooner, where it helped before");
     }
 
     #[test]
