@@ -35,8 +35,8 @@ pub(super) const AMPLE: u64 = 6 << 20;
 pub(super) const MOST: u64 = 32 << 20;
 
 /// Bytes that a client takes without a [`PAUSE`] when it is quick. More than both kernels hold for a client that reads nothing: theirs are
-/// taken as quickly. Ours takes what `unsent` says.
-const QUICK: u64 = 1 << 20;
+/// taken as quickly. Ours takes what `unsent` says, a client's some hundred KiB.
+const QUICK: u64 = 512 << 10;
 
 /// Between two pieces. Longer, and the client waits less for the server than the server for it.
 const PAUSE: Duration = Duration::from_millis(100);
