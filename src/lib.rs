@@ -51,7 +51,8 @@
 //!    `it::faults::an_upstream_that_takes_connections_and_says_nothing_is_given_up`,
 //!    `it::disk::ten_times_the_limit_goes_through_and_the_limit_holds_all_the_time`, `it::crowd::are_given_back_in_time`,
 //!    `it::drain::the_deadline_cuts_what_does_not_end_and_nothing_half_done_is_left`
-//! 9. A hit makes no upstream request, a cold image makes the fewest: one manifest GET a digest, one blob GET a digest.
+//! 9. A hit makes no upstream request, a cold image makes the fewest: one manifest GET a digest, one blob GET a digest; where
+//!    that is slow, parts of it over several connections, each byte once. `it::faults::several_connections_bring_what_one_would_bring_slowly`,
 //!    `it::pull::a_cold_image_is_one_get_a_digest_and_the_second_pull_is_nothing`,
 //!    `it::upstream::a_thousand_pulls_of_a_cached_tag_in_ten_minutes_cost_no_pull_and_ten_heads`
 //! 10. Dependencies point one way, and only one file says `sled`, `moka` or `figment`.
@@ -86,3 +87,5 @@ pub mod doctor;
 pub mod observe;
 
 pub mod oci;
+
+pub mod version;

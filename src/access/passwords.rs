@@ -123,17 +123,11 @@ impl Passwords {
 
     /// The next version of the file: nothing is known yet, the limits go on.
     pub(super) fn renewed(&self, users: Users) -> Self {
-        let (checks, waiting) = (Arc::clone(&self.checks), Arc::clone(&self.waiting));
         Self {
-            nobody: nobody(&users),
-            users,
-            salt: Salt::new(),
-            known: Mutex::default(),
-            under_way: Mutex::default(),
-            verify: Arc::clone(&self.verify),
-            checks,
-            waiting,
+            checks: Arc::clone(&self.checks),
+            waiting: Arc::clone(&self.waiting),
             guesses: self.guesses.clone(),
+            ..Self::with(users, Arc::clone(&self.verify))
         }
     }
 

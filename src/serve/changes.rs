@@ -3,23 +3,20 @@
 //! Looks at what the file system says of a file every few seconds, and never at its bytes. A file that cannot be used is told once;
 //! what was read before stays in use, and the next change is another chance.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::version::Version;
+
 /// How often the files are looked at: soon enough for an operator who waits for it, and a handful of system calls.
 pub(super) const EVERY: Duration = Duration::from_secs(5);
-
-/// What tells one version of a file from another: device, inode, size, modified and changed. A link is followed, so that a mounted
-/// Kubernetes secret counts, whose folder is exchanged as a whole.
-type Version = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 /// Some files that are used together, and what is to be done when one of them changes.
 pub(super) struct Watched {
     files: Vec<PathBuf>,
-    seen: Vec<Version>,
+    seen: Vec<Option<Version>>,
     reload: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -54,12 +51,8 @@ pub(super) async fn watch(mut watched: Vec<Watched>, every: Duration, stop: Canc
     }
 }
 
-fn versions(files: &[PathBuf]) -> Vec<Version> {
-    let version = |file: &PathBuf| {
-        let is = std::fs::metadata(file).ok()?;
-        Some((is.dev(), is.ino(), is.size(), (is.mtime(), is.mtime_nsec()), (is.ctime(), is.ctime_nsec())))
-    };
-    files.iter().map(version).collect()
+fn versions(files: &[PathBuf]) -> Vec<Option<Version>> {
+    files.iter().map(|file| Version::of(file)).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use hyper::Method;
-use hyper::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::response::Parts;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,7 +19,7 @@ use super::ask::{Answer, Ask, Identity};
 use super::budget::Deadline;
 use super::error::{Error, Flaw, Why};
 use super::flow::Flow;
-use super::headers::{self, ContentRange};
+use super::headers;
 use super::spot::{self, Spot};
 use super::wire::read_whole;
 use crate::observe::Kind;
@@ -306,8 +306,7 @@ impl Upstream {
     async fn size_of(&self, name: &Name, digest: &Digest, identity: Identity) -> Result<Option<u64>, Error> {
         let deadline = Deadline::after(self.0.wire.limits.call);
         let permit = self.permit(&self.0.metadata, deadline).await?;
-        let what = format!("blobs/{digest}");
-        let ask = Ask { method: Method::HEAD, kind: Kind::Blob, accept: "*/*", ..Ask::get(name, what, identity) };
+        let ask = Ask { method: Method::HEAD, ..Ask::blob(name, digest, identity, &[]) };
         let told = self.ask(&ask, deadline, |answer| ready(Ok(headers::content_length(&answer.head.headers)))).await;
         drop(permit);
         match told {
@@ -365,20 +364,13 @@ fn content_type(headers: &HeaderMap) -> Option<String> {
 /// Where the body of a blob begins, and how large the blob is. A 206 must begin exactly where it was asked to (RFC 9110
 /// section 15.3.7 lets a server choose); a 200 begins at 0.
 fn begun(answer: Answer, offset: u64) -> Result<(Answer, Option<u64>, u64), Error> {
-    let length = headers::content_length(&answer.head.headers);
     if answer.head.status != hyper::StatusCode::PARTIAL_CONTENT {
+        let length = headers::content_length(&answer.head.headers);
         return Ok((answer, length, 0));
     }
-    let mut ranges = answer.head.headers.get_all(CONTENT_RANGE).iter();
-    let range = match (ranges.next(), ranges.next()) {
-        (Some(range), None) => range.to_str().ok().and_then(ContentRange::parse),
-        _ => None,
-    };
-    match range {
-        Some(range) if range.first == offset && length.is_none_or(|length| length == range.last - range.first + 1) => {
-            Ok((answer, range.total, offset))
-        }
-        _ => Err(Error::BadAnswer { host: answer.host, flaw: Flaw::Range }),
+    match headers::content_range(&answer.head.headers).filter(|range| range.first == offset) {
+        Some(range) => Ok((answer, range.total, offset)),
+        None => Err(Error::BadAnswer { host: answer.host, flaw: Flaw::Range }),
     }
 }
 

@@ -59,6 +59,16 @@ pub(super) struct Ask<'a> {
     pub(super) avoided: &'a [usize],
 }
 
+/// A question on its way: to whom, in whose name, with what login, and until when.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) account: &'a Account,
+    pub(super) secret: Option<&'a Arc<Secret>>,
+    pub(super) ask: &'a Ask<'a>,
+    pub(super) deadline: Deadline,
+}
+
 /// An answer of status 200, or 206 where a range was asked for.
 pub(super) struct Answer {
     pub(super) head: Parts,
@@ -115,16 +125,10 @@ impl Upstream {
     }
 
     /// From the registry through its redirects to the answer.
-    pub(super) async fn walk(
-        &self,
-        endpoint: &Endpoint,
-        pass: Option<Pass<'_>>,
-        account: &Account,
-        ask: &Ask<'_>,
-        deadline: Deadline,
-    ) -> Result<Answer, Error> {
+    pub(super) async fn walk(&self, attempt: Attempt<'_>, pass: Option<Pass<'_>>) -> Result<Answer, Error> {
+        let Attempt { endpoint, ask, deadline, .. } = attempt;
         let url = endpoint.url(&format!("{}/{}", ask.name, ask.what), ask.query.as_deref());
-        let First { mut response, authorization, authenticated } = self.at_registry(endpoint, pass, account, ask, &url, deadline).await?;
+        let First { mut response, authorization, authenticated } = self.at_registry(attempt, pass, &url).await?;
         // A registry in the private network may redirect into it; one of the public internet may not.
         let peer = response.extensions().get::<HttpInfo>().map(|info| info.remote_addr().ip());
         // Through a proxy nobody but the proxy knows the address, unless it is the endpoint's very name.
@@ -143,20 +147,12 @@ impl Upstream {
             spot = Spot { url: chain.url().clone(), reach, from, authorization };
             response = self.at_target(&chain, &mut spot, ask, deadline).await?;
         }
-        self.judge((endpoint, account), ask, &chain, authenticated, response, spot).await
+        self.judge(attempt, &chain, authenticated, response, spot).await
     }
 
     /// Asks the endpoint itself, with a token where it is known to want one; a 401 is answered once.
-    async fn at_registry(
-        &self,
-        endpoint: &Endpoint,
-        pass: Option<Pass<'_>>,
-        account: &Account,
-        ask: &Ask<'_>,
-        url: &Url,
-        deadline: Deadline,
-    ) -> Result<First, Error> {
-        let secret = account.secret(deadline).await;
+    async fn at_registry(&self, attempt: Attempt<'_>, pass: Option<Pass<'_>>, url: &Url) -> Result<First, Error> {
+        let Attempt { endpoint, account, secret, ask, deadline } = attempt;
         let mut out = Outgoing {
             method: &ask.method,
             url,
@@ -169,7 +165,7 @@ impl Upstream {
             from: &endpoint.host,
             via: Some(&self.1),
         };
-        let used = self.credential(endpoint.scheme(), ask.name, secret.as_ref(), deadline).await?;
+        let used = self.credential(endpoint.scheme(), ask.name, secret, deadline).await?;
         out.authorization = used.header.as_ref();
         let sent = self.0.wire.send(&out, deadline).await;
         endpoint.note(&sent, pass);
@@ -195,7 +191,7 @@ impl Upstream {
             }
             _ => {}
         }
-        let used = self.credential(Some(scheme), ask.name, secret.as_ref(), deadline).await?;
+        let used = self.credential(Some(scheme), ask.name, secret, deadline).await?;
         out.authorization = used.header.as_ref();
         let response = self.0.wire.send(&out, deadline).await?;
         self.0.accounts.note(account, response.headers());
@@ -241,8 +237,7 @@ impl Upstream {
     /// What the status says.
     async fn judge(
         &self,
-        (endpoint, account): (&Endpoint, &Account),
-        ask: &Ask<'_>,
+        Attempt { endpoint, account, ask, .. }: Attempt<'_>,
         chain: &Chain,
         authenticated: bool,
         response: Response<Incoming>,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use hyper::header::{CONTENT_LENGTH, DATE, HeaderMap, LINK, RETRY_AFTER};
+use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, HeaderMap, LINK, RETRY_AFTER};
 use url::Url;
 
 use super::quota::Said;
@@ -36,6 +36,14 @@ impl ContentRange {
         let fits = range.first <= range.last && range.total.is_none_or(|total| range.last < total);
         (unit.eq_ignore_ascii_case("bytes") && fits).then_some(range)
     }
+}
+
+/// The range that a 206 says its body is: one, and as long as the body where that has a length.
+pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+    let mut ranges = headers.get_all(CONTENT_RANGE).iter();
+    let (Some(range), None) = (ranges.next(), ranges.next()) else { return None };
+    let range = range.to_str().ok().and_then(ContentRange::parse)?;
+    content_length(headers).is_none_or(|length| length == range.last - range.first + 1).then_some(range)
 }
 
 /// Digits and nothing else: `u64::parse` alone would take a plus.

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,6 +21,7 @@ use super::Credentials;
 use super::budget::Limits;
 use super::docker::{self, Found, Helper};
 use crate::oci::Registry;
+use crate::version::Version;
 
 /// The largest password that is taken, in bytes: registry tokens have up to some four thousand.
 const PASSWORD_BYTES_MAX: usize = 16 << 10;
@@ -48,7 +48,7 @@ struct Inner {
 
 struct State {
     secret: Option<Arc<Secret>>,
-    stamp: Option<Stamp>,
+    version: Option<Version>,
     looked: Instant,
     helper: Option<Asked>,
 }
@@ -71,20 +71,10 @@ pub(super) struct Secret {
     pub(super) basic: HeaderValue,
 }
 
-/// What tells one version of a file from the next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
 impl Login {
     /// Reads the file. A helper is asked when the login is needed.
     pub(super) fn read(upstream: &Registry, source: &Credentials, limits: &Arc<Limits>) -> Result<Self, String> {
-        let state = State { secret: None, stamp: stamp(source.file()), looked: Instant::now(), helper: None };
+        let state = State { secret: None, version: Version::of(source.file()), looked: Instant::now(), helper: None };
         let (source, limits) = (source.clone(), Arc::clone(limits));
         let login = Self(Arc::new(Inner {
             upstream: upstream.clone(),
@@ -99,9 +89,9 @@ impl Login {
 
     /// Reads the file again, and has the helper asked again. What cannot be read leaves the old login in use.
     pub(super) fn reload(&self) -> Result<(), String> {
-        let stamp = stamp(self.file());
+        let version = Version::of(self.file());
         let found = self.0.found()?;
-        self.0.write().stamp = stamp;
+        self.0.write().version = version;
         self.0.take(found);
         if let Some(asked) = &mut self.0.write().helper {
             asked.good_until = None;
@@ -212,8 +202,8 @@ impl Inner {
     }
 
     fn look_now(&self) {
-        let stamp = stamp(self.source.file());
-        if std::mem::replace(&mut self.write().stamp, stamp) == stamp {
+        let version = Version::of(self.source.file());
+        if std::mem::replace(&mut self.write().version, version) == version {
             return;
         }
         let (upstream, file) = (&self.upstream, self.source.file().display());
@@ -273,17 +263,6 @@ impl State {
             self.secret = basic.map(|basic| Arc::new(Secret { id, basic }));
         }
     }
-}
-
-fn stamp(file: &Path) -> Option<Stamp> {
-    let data = std::fs::metadata(file).ok()?;
-    Some(Stamp {
-        device: data.dev(),
-        inode: data.ino(),
-        bytes: data.len(),
-        modified: (data.mtime(), data.mtime_nsec()),
-        changed: (data.ctime(), data.ctime_nsec()),
-    })
 }
 
 fn read_up_to(file: &Path, bytes: u64) -> Result<Vec<u8>, String> {

@@ -8,10 +8,8 @@ use hyper::Method;
 use tracing::debug;
 
 use super::Upstream;
-use super::accounts::Account;
-use super::ask::{Answer, Ask};
+use super::ask::{Answer, Ask, Attempt};
 use super::budget::Deadline;
-use super::endpoint::Endpoint;
 use super::error::{Error, Why};
 use super::health::Pass;
 use super::tries::Turn;
@@ -24,7 +22,7 @@ impl Upstream {
         let (mut refused, mut worst) = (Vec::new(), None);
         for account in accounts.in_order(ask.identity, ask.name) {
             let result = match endpoint.health.check_limit(ask.kind, account.number) {
-                Ok(()) => self.attempt_as(endpoint, pass.take(), account, ask, deadline).await,
+                Ok(()) => self.attempt_as(Attempt { endpoint, account, secret: None, ask, deadline }, pass.take()).await,
                 Err(limited) => Err(limited),
             };
             let error = match result {
@@ -45,21 +43,17 @@ impl Upstream {
         Err(worst.unwrap_or_else(|| Error::Unavailable { host: endpoint.host.clone(), why: Why::Busy }))
     }
 
-    async fn attempt_as(
-        &self,
-        endpoint: &Endpoint,
-        pass: Option<Pass<'_>>,
-        account: &Account,
-        ask: &Ask<'_>,
-        deadline: Deadline,
-    ) -> Result<Answer, Error> {
+    async fn attempt_as(&self, attempt: Attempt<'_>, pass: Option<Pass<'_>>) -> Result<Answer, Error> {
+        let Attempt { account, ask, deadline, .. } = attempt;
         let login = account.secret(deadline).await;
-        let error = match self.walk(endpoint, pass, account, ask, deadline).await {
+        let attempt = Attempt { secret: login.as_ref(), ..attempt };
+        let error = match self.walk(attempt, pass).await {
             Err(error @ Error::Unavailable { why: Why::Storage(_), .. }) if ask.method == Method::GET => error,
             Err(error @ Error::Unavailable { why: Why::Resting, .. }) => error,
             // A password that was changed there and here meanwhile, a token of a helper that ended.
             Err(Error::Denied { authenticated: true, .. }) if account.has_renewed(login.as_ref(), deadline).await => {
-                return self.walk(endpoint, None, account, ask, deadline).await;
+                let renewed = account.secret(deadline).await;
+                return self.walk(Attempt { secret: renewed.as_ref(), ..attempt }, None).await;
             }
             other => return other,
         };
@@ -67,7 +61,7 @@ impl Upstream {
         // or the answer came out of somebody's cache. Or it is a host that fails all the time, and there may be another one.
         // A second redirect is worth one more question.
         debug!(upstream = %self.registry(), %error, "asking for a fresh redirect");
-        self.walk(endpoint, None, account, ask, deadline).await
+        self.walk(attempt, None).await
     }
 }
 

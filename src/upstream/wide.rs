@@ -94,10 +94,6 @@ impl Upstream {
             listening: None,
         }
     }
-
-    fn remember(&self, habit: Habit) {
-        self.0.habits.set(habit);
-    }
 }
 
 impl Body for Wide {
@@ -250,7 +246,7 @@ impl Wide {
     fn judge(&mut self) {
         let limits = &self.origin.upstream.0.wire.limits.wide;
         let Some(helps) = self.plan.judge(limits, Instant::now(), self.origin.received.load(Ordering::Relaxed)) else { return };
-        self.origin.upstream.remember(if helps { Habit::Helps } else { Habit::Vain });
+        self.origin.upstream.0.habits.set(if helps { Habit::Helps } else { Habit::Vain });
         if !helps {
             info!(upstream = %self.origin.upstream.registry(), "several connections are no faster than one: it stays at one for {} minutes", limits.holds.as_secs() / 60);
             self.connections = 1;
@@ -271,7 +267,7 @@ impl Drop for Wide {
             self.note_speed();
         }
         if self.origin.is_refused() {
-            self.origin.upstream.remember(Habit::Vain);
+            self.origin.upstream.0.habits.set(Habit::Vain);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: dependencies point one way. The parts of a module count as the module.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("oci", &[]),
+    ("version", &[]),
     ("observe", &["oci"]),
     ("route", &["oci", "observe"]),
     ("listen", &[]),
@@ -15,12 +16,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("admin", &["observe"]),
     ("doctor", &["oci", "upstream"]),
     ("cache", &["oci", "observe"]),
-    ("upstream", &["oci", "observe"]),
+    ("upstream", &["oci", "observe", "version"]),
     ("fill", &["oci", "observe", "cache"]),
     ("pull", &["oci", "observe", "cache", "upstream", "fill"]),
     ("reply", &["oci", "observe", "cache", "pull", "route", "listen"]),
     ("handle", &["oci", "observe", "listen", "route", "access", "pull", "reply", "upstream"]),
-    ("serve", &["access", "admin", "cache", "fill", "handle", "listen", "observe", "pull", "upstream"]),
+    ("serve", &["access", "admin", "cache", "fill", "handle", "listen", "observe", "pull", "upstream", "version"]),
     ("config", &["oci", "access", "cache", "listen", "pull", "upstream"]),
 ];
 
