@@ -122,3 +122,25 @@ pub fn get(stream: &mut (impl Read + Write), path: &str, range: Option<(u64, u64
     }
     Ok(first.unwrap_or_else(Instant::now))
 }
+
+/// Asks, and discards the body in the kernel; gives the moment of its first byte. An answer that is not the whole is an error.
+pub fn discard(stream: &mut TcpStream, path: &str, size: u64) -> io::Result<Instant> {
+    stream.write_all(request(path, None).as_bytes())?;
+    let head = Head::read(stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if status_and_length(head.text()) != Some((200, size)) {
+        return Err(io::Error::other(head.text().to_owned()));
+    }
+    let mut left = size - head.rest().len() as u64;
+    let mut first = (!head.rest().is_empty()).then(Instant::now);
+    let mut buffer = vec![0; 4 << 20];
+    while left > 0 {
+        let most = left.min(buffer.len() as u64) as usize;
+        let (_, more) = rustix::net::recv(&*stream, &mut buffer[..most], rustix::net::RecvFlags::TRUNC)?;
+        if more == 0 {
+            return Err(io::Error::other(format!("the body ended {left} bytes before its end")));
+        }
+        first.get_or_insert_with(Instant::now);
+        left -= more as u64;
+    }
+    Ok(first.unwrap_or_else(Instant::now))
+}

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+mod cold;
 mod content;
 mod http;
 mod limit;
@@ -31,6 +32,7 @@ use works::Bench;
 
 /// millpond beside nginx, docker-registry and the limit of this machine.
 #[derive(Parser, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "switches on a command line")]
 struct Args {
     /// Rounds of each work; the table says median, least and greatest.
     #[arg(long)]
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     let done = match words.get(1).map(String::as_str) {
         Some("limit") => be_the_limit(&words[2..]),
-        _ => compare(Args::parse()),
+        _ => compare(&Args::parse()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,15 +93,17 @@ fn be_the_limit(words: &[String]) -> io::Result<()> {
     limit::serve(Path::new(source), upstream.first().and_then(|port| port.parse().ok()), Path::new(scratch))
 }
 
-fn compare(args: Args) -> io::Result<()> {
+fn compare(args: &Args) -> io::Result<()> {
     let chosen = |names: &[String], name: &str| names.is_empty() || names.iter().any(|start| name.starts_with(start.as_str()));
     let mut works = works::all(args.quick);
     works.retain(|work| chosen(&args.works, work.name));
     if args.list {
-        works.iter().for_each(|work| say(&work.heading().title));
+        for work in &works {
+            say(&work.heading().title);
+        }
         return Ok(());
     }
-    let (mut subjects, mut notes) = subjects(&args);
+    let (mut subjects, mut notes) = subjects(args);
     subjects.retain(|subject| chosen(&args.subjects, &subject.name));
     let mut sizes: Vec<u64> = works.iter().flat_map(works::Work::sizes).chain([40_000]).collect();
     sizes.sort_unstable();
@@ -113,7 +117,11 @@ fn compare(args: Args) -> io::Result<()> {
     let upstream = upstream::Upstream::start(Arc::clone(&content))?;
     notes.push(format!(
         "{}; ratios are millpond's median divided by the other's; everything is on loopback, client and upstream on the same processors",
-        if args.no_log { "no server writes an access log" } else { "every server but limit writes a line a request to a file, nginx by 64 KiB" }
+        if args.no_log {
+            "no server writes an access log"
+        } else {
+            "every server but limit writes a line a request to a file, nginx by 64 KiB"
+        }
     ));
     let mut bench = Bench {
         dir: dir.path(),
@@ -129,7 +137,7 @@ fn compare(args: Args) -> io::Result<()> {
     for work in &works {
         work.run(&mut bench)?;
     }
-    report(&args, &works, &bench)
+    report(args, &works, &bench)
 }
 
 /// All that can be compared here, and a line for each that cannot.
@@ -154,7 +162,8 @@ fn report(args: &Args, works: &[works::Work], bench: &Bench) -> io::Result<()> {
     let headings: Vec<_> = works.iter().map(works::Work::heading).collect();
     let names: Vec<String> = bench.subjects.iter().map(|subject| subject.name.clone()).collect();
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let mut foot = vec![format!("{now}, commit {}, `cargo bench --bench beside -- {}`, rounds: {}", proc::commit(), words.join(" "), bench.rounds)];
+    let mut foot =
+        vec![format!("{now}, commit {}, `cargo bench --bench beside -- {}`, rounds: {}", proc::commit(), words.join(" "), bench.rounds)];
     foot.extend(proc::machine(bench.dir));
     foot.extend(bench.subjects.iter().map(Subject::version));
     foot.extend(bench.notes.iter().cloned());
@@ -200,7 +209,9 @@ fn end_when_told(dir: PathBuf) -> io::Result<()> {
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
     std::thread::spawn(move || {
-        runtime.block_on(async { tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} } });
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+        });
         servers::end_all();
         let _ = std::fs::remove_dir_all(dir);
         #[allow(clippy::exit, reason = "the other threads wait for servers that are gone")]

@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
+const GIB_IN_KIB: f64 = 1_048_576.0;
+
 /// A process and its children: nginx's workers do what nginx does.
 pub fn family(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -23,7 +25,7 @@ pub fn cpu(pids: &[u32]) -> io::Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Memory of their own (RssAnon), in MB.
+/// Memory of their own (`RssAnon`), in MB.
 pub fn memory(pids: &[u32]) -> io::Result<f64> {
     let mut kib = 0;
     for pid in pids {
@@ -48,7 +50,7 @@ pub fn machine(cache: &Path) -> Vec<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let model = read("/proc/cpuinfo").lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = field(&read("/proc/meminfo"), "MemTotal:").unwrap_or(0) as f64 / (1 << 20) as f64;
+    let memory = field(&read("/proc/meminfo"), "MemTotal:").unwrap_or(0) as f64 / GIB_IN_KIB;
     let system = read("/etc/os-release").lines().find_map(|l| l.strip_prefix("PRETTY_NAME=").map(|name| name.trim_matches('"').to_owned()));
     vec![
         format!("machine: {}, {processors} processors, {memory:.0} GiB", model.unwrap_or_else(|| "unknown processor".to_owned())),

@@ -104,8 +104,14 @@ fn converse(shared: &Shared, mut stream: TcpStream) {
 
 fn answer(shared: &Shared, stream: &mut TcpStream, request: &Request) -> io::Result<()> {
     let rest = request.path.split('?').next().unwrap_or_default();
+    // As Docker Hub: who knocks is told of a token service. docker-registry knocks at every request until it was told.
     if rest == "/v2/" {
-        return small(stream, request, "200 OK", "application/json", "", b"{}");
+        let told =
+            format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{}/token\",service=\"bench\"\r\n", stream.local_addr()?.port());
+        return small(stream, request, "401 Unauthorized", "application/json", &told, b"{}");
+    }
+    if rest == "/token" {
+        return small(stream, request, "200 OK", "application/json", "", br#"{"token":"anybody","expires_in":86400}"#);
     }
     if let Some((_, reference)) = rest.rsplit_once("/manifests/") {
         let content = &shared.content;
@@ -133,13 +139,13 @@ fn small(stream: &mut TcpStream, request: &Request, status: &str, kind: &str, mo
 
 fn blob(shared: &Shared, stream: &mut TcpStream, request: &Request, hex: &str, size: u64) -> io::Result<()> {
     let (from, until) = request.range(size).unwrap_or((0, size));
-    let mut head = if request.range(size).is_some() {
-        format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{size}\r\n", until - 1)
+    let status = if request.range(size).is_some() {
+        format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{size}", until - 1)
     } else {
-        "HTTP/1.1 200 OK\r\n".to_owned()
+        "200 OK".to_owned()
     };
-    head += &format!(
-        "Content-Type: application/octet-stream\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\nDocker-Content-Digest: sha256:{hex}\r\nETag: \"{hex}\"\r\n\r\n",
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\nDocker-Content-Digest: sha256:{hex}\r\nETag: \"{hex}\"\r\n\r\n",
         until - from
     );
     if request.is_head {

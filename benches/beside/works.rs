@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::cold::{self, Miss, Tells};
 use crate::content::{Content, hex};
 use crate::load::{self, Ask, Load};
 use crate::servers::{Server, Setting, Subject};
@@ -46,6 +47,8 @@ pub struct Work {
 enum Does {
     /// What is held, to so many connections at once.
     Hot { what: What, connections: usize },
+    /// What is not.
+    Cold(Miss),
 }
 
 #[derive(Clone, Copy)]
@@ -69,12 +72,40 @@ pub fn all(is_quick: bool) -> Vec<Work> {
     let request = || vec![target(Measure::Requests, AtLeast(1.0), nginx), target(Measure::CpuPerRequest, AtMost(1.0), nginx)];
     let hot = |name, title: String, what, connections, targets| Work { name, title, does: Does::Hot { what, connections }, targets };
     let tag = [request(), vec![target(Measure::Requests, AtLeast(100.0), Some("docker-registry"))]].concat();
+    let cold = |name, title: String, miss, targets| Work { name, title, does: Does::Cold(miss), targets };
+    let first_byte = || target(Measure::FirstByte, AtMost(5.0), None);
+    let once = || target(Measure::UpstreamBytes, AtMost(1.0), None);
+    let join = Miss { size: if is_quick { 8 * MIB } else { 48 * MIB }, pace: 16 * MIB, clients: 64, tells: Tells::LastClient };
+    let wide = Miss {
+        size: if is_quick { 64 * MIB } else { 128 * MIB },
+        pace: if is_quick { 32 } else { 5 } * MIB,
+        clients: 1,
+        tells: Tells::Rate,
+    };
     vec![
         hot("hot-large", format!("held blob, {} x 4", spelled(large)), What::Blob(large), 4, body()),
         hot("hot-medium", format!("held blob, {} x 16", spelled(medium)), What::Blob(medium), 16, body()),
         hot("hot-small", "held blob, 40 kB x 16".to_owned(), What::Blob(40_000), 16, request()),
         hot("hot-tag", "held tag x 32".to_owned(), What::Tag, 32, tag),
         hot("hot-range", format!("64 KiB ranges of a {} blob x 16", spelled(large)), What::Part(large, 64 * KIB), 16, request()),
+        cold(
+            "cold",
+            format!("cold {}, fast upstream, 1 client", spelled(large)),
+            Miss { size: large, pace: 0, clients: 1, tells: Tells::Speed },
+            vec![target(Measure::Wall, AtMost(1.0), Some("docker-registry")), first_byte(), once()],
+        ),
+        cold(
+            "join",
+            format!("cold {}, upstream at R = {}/s, 64 clients", spelled(join.size), spelled(join.pace)),
+            join,
+            vec![target(Measure::LastClient, AtMost(1.05), None), once()],
+        ),
+        cold(
+            "wide",
+            format!("cold {}, upstream gives each connection R = {}/s", spelled(wide.size), spelled(wide.pace)),
+            wide,
+            vec![target(Measure::Rate, AtLeast(3.5), None), once()],
+        ),
     ]
 }
 
@@ -92,6 +123,7 @@ impl Work {
         match &self.does {
             Does::Hot { what: What::Blob(size) | What::Part(size, _), .. } => vec![*size],
             Does::Hot { what: What::Tag, .. } => vec![],
+            Does::Cold(miss) => vec![miss.size],
         }
     }
 
@@ -99,6 +131,10 @@ impl Work {
         say(&format!("{}: {}", self.name, self.title));
         match &self.does {
             Does::Hot { what, connections } => self.hot(bench, *what, *connections),
+            Does::Cold(miss) => {
+                cold::run(bench, self.name, *miss);
+                Ok(())
+            }
         }
     }
 
@@ -129,10 +165,15 @@ impl Work {
                 ];
                 let cpu_per_body = [(Measure::CpuPerGib, seen.server_cpu * GIB / seen.bytes.max(1) as f64)];
                 let latency = |share| quantile(&seen.latencies, share).unwrap_or(f64::NAN);
-                let latencies =
-                    [(Measure::Half, latency(0.5)), (Measure::Slow, latency(0.99)), (Measure::Slower, latency(0.999)), (Measure::Slowest, latency(1.0))];
+                let latencies = [
+                    (Measure::Half, latency(0.5)),
+                    (Measure::Slow, latency(0.99)),
+                    (Measure::Slower, latency(0.999)),
+                    (Measure::Slowest, latency(1.0)),
+                ];
                 let rest = [(Measure::Memory, server.memory()?), (Measure::ClientBusy, seen.busy), (Measure::Failed, seen.failed as f64)];
-                let values = if is_large { [&per_body[..], &cpu_per_body, &rest].concat() } else { [&per_request[..], &latencies, &rest].concat() };
+                let values =
+                    if is_large { [&per_body[..], &cpu_per_body, &rest].concat() } else { [&per_request[..], &latencies, &rest].concat() };
                 bench.note(self.name, &server.name, round, &values);
             }
         }
@@ -141,7 +182,7 @@ impl Work {
 }
 
 impl Bench<'_> {
-    fn start(&self, subject: &Subject, is_cold: bool) -> io::Result<Server> {
+    pub fn start(&self, subject: &Subject, is_cold: bool) -> io::Result<Server> {
         let setting = Setting { dir: self.dir, source: &self.content.dir, upstream: self.upstream.port, log: self.log, is_cold };
         subject.start(&setting)
     }
@@ -168,14 +209,16 @@ impl Bench<'_> {
         if got == right { Ok(()) } else { Err(io::Error::other("a range is wrong")) }
     }
 
-    fn note(&mut self, work: &'static str, subject: &str, round: usize, values: &[(Measure, f64)]) {
-        let said: Vec<String> = values.iter().map(|(measure, value)| format!("{} {}", measure.title(), crate::table::number(*value))).collect();
+    pub fn note(&mut self, work: &'static str, subject: &str, round: usize, values: &[(Measure, f64)]) {
+        let said: Vec<String> =
+            values.iter().map(|(measure, value)| format!("{} {}", measure.title(), crate::table::number(*value))).collect();
         say(&format!("  {subject}: {}", said.join("; ")));
-        let sample = |(measure, value): &(Measure, f64)| Sample { work, subject: subject.to_owned(), round, measure: *measure, value: *value };
+        let sample =
+            |(measure, value): &(Measure, f64)| Sample { work, subject: subject.to_owned(), round, measure: *measure, value: *value };
         self.results.samples.extend(values.iter().map(sample));
     }
 
-    fn leave_out(&mut self, work: &str, subject: &str, error: &io::Error) {
+    pub fn leave_out(&mut self, work: &str, subject: &str, error: &io::Error) {
         let note = format!("{work}: without {subject}, which failed: {error}");
         say(&note);
         self.notes.push(note);

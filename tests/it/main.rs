@@ -7,6 +7,7 @@
 
 mod support; // the kit: a scripted registry, test clients, the mirror under test, an audit of its data folder
 
+mod beside; // the benchmark's arithmetic: medians, ratios, which targets hold
 mod config; // the configuration and the command line, as a script sees them
 mod kit; // the kit does what it says: faults are visible, counts are right, gates order things
 
