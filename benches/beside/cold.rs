@@ -5,13 +5,11 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
-
-use crate::content::{Blob, Content, hex};
+use crate::bench::{Bench, Purpose, verify};
+use crate::content::{Blob, Content};
+use crate::http;
 use crate::servers::{Kind, Server, Subject};
 use crate::table::Measure;
-use crate::works::Bench;
-use crate::{http, pause};
 
 /// How the upstream and the clients of a miss behave.
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +82,8 @@ fn values(miss: Miss, run: &Run) -> Vec<(Measure, f64)> {
 }
 
 /// One subject with an empty folder, and its clients.
-fn once(bench: &Bench, subject: &Subject, miss: Miss, verify: bool) -> io::Result<Run> {
-    let server = bench.start(subject, true)?;
+fn once(bench: &Bench, subject: &Subject, miss: Miss, is_first: bool) -> io::Result<Run> {
+    let server = bench.start(subject, Purpose { is_cold: true, is_tls: false, with_limit: true })?;
     bench.upstream.reset(0, Duration::ZERO);
     if !matches!(subject.kind, Kind::Limit) {
         // What is done once in the life of a server is not the miss: tokens, connections, challenges.
@@ -98,7 +96,7 @@ fn once(bench: &Bench, subject: &Subject, miss: Miss, verify: bool) -> io::Resul
     let before = server.cpu()?;
     let (over, gate) = (AtomicBool::new(false), Barrier::new(miss.clients + 1));
     let (pulls, memory, begun) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| greatest_memory(&server, &over));
+        let watcher = scope.spawn(|| server.greatest_memory(&over));
         let clients: Vec<_> = (0..miss.clients).map(|_| scope.spawn(|| pull(&server, &blob, &gate))).collect();
         gate.wait();
         let begun = Instant::now();
@@ -122,13 +120,9 @@ fn once(bench: &Bench, subject: &Subject, miss: Miss, verify: bool) -> io::Resul
         upstream_bytes: bench.upstream.body_bytes(),
         upstream_requests: bench.upstream.requests(),
     };
-    if verify {
+    if is_first {
         bench.upstream.reset(0, Duration::ZERO);
-        let mut digest = Sha256::new();
-        http::get(&mut http::connect(server.port)?, &blob.path(), None, |piece| digest.update(piece))?;
-        if hex(&digest.finalize()) != blob.hex {
-            return Err(io::Error::other("the whole is wrong"));
-        }
+        verify(&server, &blob.path(), &blob.hex)?;
     }
     Ok(run)
 }
@@ -144,13 +138,4 @@ fn pull(server: &Server, blob: &Blob, gate: &Barrier) -> io::Result<Pulled> {
     gate.wait();
     let first = http::discard(&mut stream?, &blob.path(), blob.size)?;
     Ok(Pulled { first, done: Instant::now() })
-}
-
-fn greatest_memory(server: &Server, over: &AtomicBool) -> f64 {
-    let mut most: f64 = 0.0;
-    while !over.load(Ordering::Relaxed) {
-        most = most.max(server.memory().unwrap_or(0.0));
-        pause(Duration::from_millis(20));
-    }
-    most
 }

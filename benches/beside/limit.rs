@@ -21,7 +21,7 @@ use crate::http::{self, Head, Request};
 use crate::mapping;
 
 /// What a cold body is moved by.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 256 << 10;
 
 /// Serves until it is killed: what is in `source`, or, if an upstream's port is given, what that has, by way of files in `scratch`.
 pub fn serve(source: &Path, upstream: Option<u16>, scratch: &Path) -> io::Result<()> {

@@ -14,6 +14,8 @@ use rustix::event::epoll;
 use rustix::net::RecvFlags;
 
 use crate::content::Random;
+use crate::servers::Server;
+use crate::tls::{self, Discarding};
 use crate::{http, pause, proc};
 
 /// How long the load runs before it counts.
@@ -34,9 +36,9 @@ pub struct Ask {
     pub part: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    pub port: u16,
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    pub server: &'a Server,
     pub connections: usize,
     pub window: Duration,
 }
@@ -72,11 +74,10 @@ struct Snapshot {
     server_cpu: f64,
 }
 
-/// Runs the load against a server whose processes are `pids`.
-pub fn run(load: Load, ask: &Ask, pids: &[u32]) -> io::Result<Seen> {
+pub fn run(load: Load, ask: &Ask) -> io::Result<Seen> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(load.connections);
     let tallies: Vec<Tally> = (0..threads).map(|_| Tally::default()).collect();
-    let (counting, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (counting, over, pids) = (AtomicBool::new(false), AtomicBool::new(false), load.server.pids());
     std::thread::scope(|scope| {
         let workers: Vec<_> = tallies
             .iter()
@@ -85,15 +86,15 @@ pub fn run(load: Load, ask: &Ask, pids: &[u32]) -> io::Result<Seen> {
                 let share = load.connections / threads + usize::from(index < load.connections % threads);
                 let (counting, over) = (&counting, &over);
                 let seed = index as u64 + 1;
-                scope.spawn(move || Worker::new(load.port, share, ask, seed, tally, counting, over)?.run())
+                scope.spawn(move || Worker::new(load.server, share, ask, seed, tally, counting, over)?.run())
             })
             .collect();
         pause(WARM_UP);
         let busy_before: Vec<u64> = tallies.iter().map(|t| t.cpu_us.load(Ordering::Relaxed)).collect();
         counting.store(true, Ordering::Relaxed);
-        let before = snapshot(&tallies, pids);
+        let before = snapshot(&tallies, &pids);
         pause(load.window);
-        let after = snapshot(&tallies, pids);
+        let after = snapshot(&tallies, &pids);
         counting.store(false, Ordering::Relaxed);
         let busy = tallies.iter().zip(busy_before).map(|(t, before)| t.cpu_us.load(Ordering::Relaxed) - before).max().unwrap_or(0);
         over.store(true, Ordering::Relaxed);
@@ -126,10 +127,11 @@ struct Connection {
     /// Of the body; nothing while the head is awaited.
     left: Option<u64>,
     asked: Instant,
+    secret: Option<Discarding>,
 }
 
 struct Worker<'a> {
-    port: u16,
+    server: &'a Server,
     ask: &'a Ask,
     random: Random,
     tally: &'a Tally,
@@ -145,7 +147,7 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(
-        port: u16,
+        server: &'a Server,
         connections: usize,
         ask: &'a Ask,
         seed: u64,
@@ -154,7 +156,7 @@ impl<'a> Worker<'a> {
         over: &'a AtomicBool,
     ) -> io::Result<Self> {
         let mut worker = Self {
-            port,
+            server,
             ask,
             random: Random(seed),
             tally,
@@ -168,18 +170,24 @@ impl<'a> Worker<'a> {
             latencies: Vec::new(),
         };
         for index in 0..connections {
-            let stream = worker.connect(index)?;
-            worker.connections.push(Connection { stream, head: Vec::with_capacity(HEAD), left: None, asked: Instant::now() });
+            let connection = worker.connect(index)?;
+            worker.connections.push(connection);
         }
         worker.open = connections;
         Ok(worker)
     }
 
-    fn connect(&self, index: usize) -> io::Result<TcpStream> {
-        let stream = http::connect(self.port)?;
+    fn connect(&self, index: usize) -> io::Result<Connection> {
+        let (secret, stream) = match &self.server.tls {
+            Some(tls) => {
+                let (secret, stream) = Discarding::prepare(tls::connect(tls, self.server.port)?, &self.ask.path, self.ask.size)?;
+                (Some(secret), stream)
+            }
+            None => (None, http::connect(self.server.port)?),
+        };
         stream.set_nonblocking(true)?;
         epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-        Ok(stream)
+        Ok(Connection { stream, head: Vec::with_capacity(HEAD), left: None, asked: Instant::now(), secret })
     }
 
     fn run(mut self) -> io::Result<Vec<f64>> {
@@ -224,6 +232,9 @@ impl<'a> Worker<'a> {
         connection.head.clear();
         connection.left = None;
         connection.asked = Instant::now();
+        if let Some(secret) = &mut connection.secret {
+            return secret.ask(&mut connection.stream, self.request.as_bytes());
+        }
         let sent = rustix::io::write(&connection.stream, self.request.as_bytes())?;
         if sent == self.request.len() { Ok(()) } else { Err(io::Error::other("the server takes no request")) }
     }
@@ -231,6 +242,11 @@ impl<'a> Worker<'a> {
     /// What came on a connection.
     fn progress(&mut self, index: usize) -> io::Result<()> {
         let connection = &mut self.connections[index];
+        if let Some(secret) = &mut connection.secret {
+            let (more, is_whole) = secret.discard(&connection.stream, &mut self.discard)?;
+            self.tally.bytes.fetch_add(more, Ordering::Relaxed);
+            return if is_whole { self.finish(index) } else { Ok(()) };
+        }
         if connection.left.is_none() && !read_head(connection, self.ask, self.tally)? {
             return Ok(());
         }
@@ -250,9 +266,13 @@ impl<'a> Worker<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.finish(index)
+    }
+
+    fn finish(&mut self, index: usize) -> io::Result<()> {
         self.tally.requests.fetch_add(1, Ordering::Relaxed);
         if self.counting.load(Ordering::Relaxed) {
-            self.latencies.push(connection.asked.elapsed().as_secs_f64() * 1e3);
+            self.latencies.push(self.connections[index].asked.elapsed().as_secs_f64() * 1e3);
         }
         self.begin(index)
     }
@@ -262,7 +282,7 @@ impl<'a> Worker<'a> {
         if self.tally.failed.fetch_add(1, Ordering::Relaxed) == 0 {
             crate::say(&format!("  the first failure: {error}"));
         }
-        self.connections[index].stream = self.connect(index)?;
+        self.connections[index] = self.connect(index)?;
         self.begin(index)
     }
 }

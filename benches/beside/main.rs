@@ -15,8 +15,12 @@ use std::time::Duration;
 
 use clap::Parser;
 
+mod bench;
 mod cold;
 mod content;
+mod crowd;
+mod handshakes;
+mod held;
 mod http;
 mod limit;
 mod load;
@@ -24,11 +28,12 @@ mod mapping;
 mod proc;
 mod servers;
 mod table;
+mod tls;
 mod upstream;
 mod works;
 
+use bench::Bench;
 use servers::{Kind, Subject};
-use works::Bench;
 
 /// millpond beside nginx, docker-registry and the limit of this machine.
 #[derive(Parser, Debug)]
@@ -105,7 +110,7 @@ fn compare(args: &Args) -> io::Result<()> {
     }
     let (mut subjects, mut notes) = subjects(args);
     subjects.retain(|subject| chosen(&args.subjects, &subject.name));
-    let mut sizes: Vec<u64> = works.iter().flat_map(works::Work::sizes).chain([40_000]).collect();
+    let mut sizes: Vec<u64> = works.iter().filter_map(works::Work::size).chain([works::SMALL]).collect();
     sizes.sort_unstable();
     sizes.dedup();
 
@@ -128,6 +133,7 @@ fn compare(args: &Args) -> io::Result<()> {
         content,
         upstream,
         subjects,
+        tls: tls::Tls::make(dir.path())?,
         rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 3 }),
         window: Duration::from_secs_f64(args.seconds.unwrap_or(if args.quick { 0.3 } else { 2.0 })),
         log: !args.no_log,

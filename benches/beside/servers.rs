@@ -2,16 +2,19 @@
 //! folder, on a free port of loopback, with the settings that are best for this work.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use rustls::ClientConfig;
 use tempfile::TempDir;
 
+use crate::tls::{self, Tls};
 use crate::{http, pause, proc};
 
 /// How long a server may take to listen, and to end.
@@ -48,16 +51,23 @@ pub struct Setting<'a> {
     pub log: bool,
     /// Whether the limit has to fetch what it serves.
     pub is_cold: bool,
+    pub tls: Option<&'a Tls>,
 }
 
 /// One that listens. Dropped, it is ended, and its folder is gone.
 pub struct Server {
     pub name: String,
     pub port: u16,
+    /// How clients speak to it, if that is TLS.
+    pub tls: Option<Arc<ClientConfig>>,
     child: Child,
     /// Removed when this is dropped.
     dir: TempDir,
 }
+
+/// What bytes go over.
+pub trait Wire: Read + Write {}
+impl<T: Read + Write> Wire for T {}
 
 impl Subject {
     /// The line of the table's foot that says which one this is.
@@ -75,7 +85,7 @@ impl Subject {
         let dir = tempfile::Builder::new().prefix(&format!("{}-", self.name)).tempdir_in(setting.dir)?;
         let mut known = None;
         let (mut command, said) = match &self.kind {
-            Kind::Millpond(program) => (millpond(program, dir.path(), setting)?, "registry API on http://127.0.0.1:"),
+            Kind::Millpond(program) => (millpond(program, dir.path(), setting)?, "://127.0.0.1:"),
             Kind::Registry(program) => (registry(program, dir.path(), setting)?, "listening on 127.0.0.1:"),
             Kind::Limit => (limit(dir.path(), setting)?, "listening on 127.0.0.1:"),
             Kind::Nginx(program) => {
@@ -87,7 +97,8 @@ impl Subject {
         let log = File::create(dir.path().join("log"))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         running().push(child.id());
-        let mut server = Server { name: self.name.clone(), port: 0, child, dir };
+        let tls = setting.tls.map(|tls| Arc::clone(&tls.client));
+        let mut server = Server { name: self.name.clone(), port: 0, tls, child, dir };
         server.port = server.listens(said, known)?;
         Ok(server)
     }
@@ -107,11 +118,29 @@ impl Server {
         proc::memory(&self.pids())
     }
 
+    /// A connection as its clients make them.
+    pub fn connect(&self) -> io::Result<Box<dyn Wire>> {
+        Ok(match &self.tls {
+            Some(client) => Box::new(tls::connect(client, self.port)?),
+            None => Box::new(http::connect(self.port)?),
+        })
+    }
+
+    /// The most memory that it has until it is `over`.
+    pub fn greatest_memory(&self, over: &AtomicBool) -> f64 {
+        let mut most: f64 = 0.0;
+        while !over.load(Ordering::Relaxed) {
+            most = most.max(self.memory().unwrap_or(0.0));
+            pause(Duration::from_millis(20));
+        }
+        most
+    }
+
     /// Waits until it does nothing any more: what follows a fill is not charged to what comes next.
     pub fn settle(&self) -> io::Result<()> {
         let (began, mut quiet, mut before) = (Instant::now(), 0, self.cpu()?);
         while quiet < 3 && began.elapsed() < END {
-            pause(Duration::from_millis(100));
+            pause(Duration::from_millis(50));
             let now = self.cpu()?;
             quiet = if now > before { 0 } else { quiet + 1 };
             before = now;
@@ -190,9 +219,11 @@ fn free_port() -> io::Result<u16> {
 }
 
 fn millpond(program: &Path, dir: &Path, setting: &Setting) -> io::Result<Command> {
+    let tls = setting.tls.map(|Tls { cert, key, .. }| format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n", cert.display(), key.display()));
     let config = format!(
-        "log = \"json\"\n[server]\nlisten = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[cache]\ndir = \"{}\"\n\
+        "log = \"json\"\n[server]\nlisten = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n{}[cache]\ndir = \"{}\"\n\
          [upstreams.\"docker.io\"]\nendpoints = [\"http://127.0.0.1:{}\"]\n",
+        tls.unwrap_or_default(),
         dir.join("data").display(),
         setting.upstream
     );
@@ -206,12 +237,14 @@ fn millpond(program: &Path, dir: &Path, setting: &Setting) -> io::Result<Command
 }
 
 fn registry(program: &Path, dir: &Path, setting: &Setting) -> io::Result<Command> {
+    let tls = setting.tls.map(|Tls { cert, key, .. }| format!(", tls: {{certificate: {}, key: {}}}", cert.display(), key.display()));
     let config = format!(
         "version: 0.1\nlog:\n  level: info\n  accesslog: {{disabled: {}}}\nstorage:\n  filesystem: {{rootdirectory: {}, maxthreads: 1000}}\n  \
-         maintenance: {{uploadpurging: {{enabled: false}}}}\n  cache: {{blobdescriptor: inmemory}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n\
+         maintenance: {{uploadpurging: {{enabled: false}}}}\n  cache: {{blobdescriptor: inmemory}}\nhttp: {{addr: \"127.0.0.1:0\"{}}}\n\
          proxy: {{remoteurl: \"http://127.0.0.1:{}\"}}\n",
         !setting.log,
         dir.join("data").display(),
+        tls.unwrap_or_default(),
         setting.upstream
     );
     fs::write(dir.join("config.yml"), config)?;
@@ -234,6 +267,11 @@ fn nginx(program: &Path, dir: &Path, setting: &Setting, port: u16) -> io::Result
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let log = if setting.log { format!("{at}/access.log combined buffer=64k flush=1s") } else { "off".to_owned() };
     // With tcp_nopush each range waits 44 ms for its last segment, and large bodies are no faster.
+    let tls = setting.tls.map(|Tls { cert, key, .. }| {
+        let (cert, key) = (cert.display(), key.display());
+        format!("ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:tls:16m; ssl_session_timeout 1h;")
+    });
+    let ssl = if tls.is_some() { " ssl" } else { "" };
     let config = format!(
         "{user} daemon off; worker_processes auto; worker_rlimit_nofile 65536; pid {at}/pid; error_log {at}/error.log error;
 events {{ worker_connections 16384; }}
@@ -247,7 +285,7 @@ http {{
   proxy_cache_path {at}/cache levels=1:2 keys_zone=held:64m max_size=100g inactive=30d use_temp_path=off;
   upstream registry {{ server 127.0.0.1:{upstream}; keepalive 64; }}
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096{ssl}; {tls}
     location / {{
       proxy_pass http://registry; proxy_http_version 1.1; proxy_set_header Connection \"\";
       proxy_read_timeout 1h; proxy_buffer_size 16k; proxy_buffers 16 256k; proxy_busy_buffers_size 1m; proxy_temp_file_write_size 1m;
@@ -257,7 +295,8 @@ http {{
   }}
 }}
 ",
-        upstream = setting.upstream
+        upstream = setting.upstream,
+        tls = tls.unwrap_or_default()
     );
     fs::write(dir.join("nginx.conf"), config)?;
     let mut command = Command::new(program);

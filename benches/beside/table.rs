@@ -27,6 +27,9 @@ pub enum Measure {
     UpstreamBytes,
     UpstreamRequests,
     Rate,
+    Connections,
+    CpuPerConnection,
+    Resumed,
     ClientBusy,
     Failed,
 }
@@ -51,6 +54,9 @@ impl Measure {
             Self::UpstreamBytes => "upstream bytes / size",
             Self::UpstreamRequests => "upstream requests",
             Self::Rate => "rate / R",
+            Self::Connections => "connections a second",
+            Self::CpuPerConnection => "server CPU, us/connection",
+            Self::Resumed => "share of resumed sessions",
             Self::ClientBusy => "busiest load thread, share of a processor",
             Self::Failed => "failed requests",
         }

@@ -1,40 +1,25 @@
-//! The works, one by one: what is asked for, of whom, and what is noted. Subjects take turns within a round, so that whatever
-//! else this machine does falls on all of them.
+//! The works: what is asked for, by how many, and what is aimed at. Subjects take turns within a round, so that whatever else this
+//! machine does falls on all of them.
 
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
-
+use crate::bench::Bench;
 use crate::cold::{self, Miss, Tells};
-use crate::content::{Content, hex};
-use crate::load::{self, Ask, Load};
-use crate::servers::{Server, Setting, Subject};
+use crate::crowd::{self, Crowd};
+use crate::handshakes;
+use crate::held::{self, Held, What};
+use crate::say;
 use crate::table::Bound::{AtLeast, AtMost};
-use crate::table::{Bound, Heading, Measure, Results, Sample, Target, quantile};
-use crate::upstream::Upstream;
-use crate::{http, say};
+use crate::table::{Bound, Heading, Measure, Target};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const GIB: f64 = (1 << 30) as f64;
+const GIB: u64 = 1 << 30;
+/// A blob that every server keeps in memory, or should.
+pub const SMALL: u64 = 40_000;
 
-/// All that the works need.
-pub struct Bench<'a> {
-    pub dir: &'a Path,
-    pub content: Arc<Content>,
-    pub upstream: Upstream,
-    pub subjects: Vec<Subject>,
-    pub rounds: usize,
-    /// How long a load is watched.
-    pub window: Duration,
-    pub log: bool,
-    pub results: Results,
-    /// What has to be said below the table.
-    pub notes: Vec<String>,
-}
+const NGINX: Option<&str> = Some("nginx");
+const REGISTRY: Option<&str> = Some("docker-registry");
 
 /// One work.
 pub struct Work {
@@ -45,72 +30,88 @@ pub struct Work {
 }
 
 enum Does {
-    /// What is held, to so many connections at once.
-    Hot { what: What, connections: usize },
-    /// What is not.
-    Cold(Miss),
+    Hold(Held),
+    Miss(Miss),
+    Crowd(Crowd),
+    /// Whether sessions are resumed.
+    Shake(bool),
 }
 
-#[derive(Clone, Copy)]
-enum What {
-    Blob(u64),
-    Tag,
-    /// Ranges of this length.
-    Part(u64, u64),
+/// Every work, at its full size or small enough for a look whether all of it runs.
+pub fn all(is_quick: bool) -> Vec<Work> {
+    let size = |full, quick| if is_quick { quick } else { full };
+    let (large, medium) = (size(GIB, 64 * MIB), size(10 * MIB, 2 * MIB));
+    [held(large, medium), misses(large, &size), crowds(size(8 * MIB, MIB)), secret(large, medium)].into_iter().flatten().collect()
+}
+
+fn held(large: u64, medium: u64) -> Vec<Work> {
+    let hot = |name, title, what, connections, targets| {
+        let does = Does::Hold(Held { what, connections, is_tls: false });
+        Work { name, title: format!("held {title} x {connections}"), does, targets }
+    };
+    let body = || vec![target(Measure::Throughput, AtLeast(1.5), NGINX), target(Measure::CpuPerGib, AtMost(0.6), NGINX)];
+    let request = || vec![target(Measure::Requests, AtLeast(1.0), NGINX), target(Measure::CpuPerRequest, AtMost(1.0), NGINX)];
+    let tag = [request(), vec![target(Measure::Requests, AtLeast(100.0), REGISTRY)]].concat();
+    vec![
+        hot("hot-large", format!("blob, {}", spelled(large)), What::Blob(large), 4, body()),
+        hot("hot-medium", format!("blob, {}", spelled(medium)), What::Blob(medium), 16, body()),
+        hot("hot-small", "blob, 40 kB".to_owned(), What::Blob(SMALL), 16, request()),
+        hot("hot-tag", "tag".to_owned(), What::Tag, 32, tag),
+        hot("hot-range", format!("blob, 64 KiB ranges of {}", spelled(large)), What::Part(large, 64 * KIB), 16, request()),
+    ]
+}
+
+fn misses(large: u64, size: &impl Fn(u64, u64) -> u64) -> Vec<Work> {
+    let once = || target(Measure::UpstreamBytes, AtMost(1.0), None);
+    let cold = |name, title, miss: Miss, targets: Vec<Target>| {
+        let title = format!("cold {}, {title}", spelled(miss.size));
+        Work { name, title, does: Does::Miss(miss), targets: [targets, vec![once()]].concat() }
+    };
+    let fast = Miss { size: large, pace: 0, clients: 1, tells: Tells::Speed };
+    // Less than what millpond fetches over several connections: here R is all that there is.
+    let join = Miss { size: size(48 * MIB, 8 * MIB), pace: 16 * MIB, clients: 64, tells: Tells::LastClient };
+    let wide = Miss { size: size(128 * MIB, 64 * MIB), pace: size(5 * MIB, 16 * MIB), clients: 1, tells: Tells::Rate };
+    let speed = vec![target(Measure::Wall, AtMost(1.0), REGISTRY), target(Measure::FirstByte, AtMost(5.0), None)];
+    let rate = |miss: Miss| format!("R = {}/s", spelled(miss.pace));
+    vec![
+        cold("cold", "fast upstream, 1 client".to_owned(), fast, speed),
+        cold("join", format!("upstream at {}, 64 clients", rate(join)), join, vec![target(Measure::LastClient, AtMost(1.05), None)]),
+        cold("wide", format!("upstream gives each connection {}", rate(wide)), wide, vec![target(Measure::Rate, AtLeast(3.5), None)]),
+    ]
+}
+
+fn crowds(size: u64) -> Vec<Work> {
+    let crowd = |name, connections| Work {
+        name,
+        title: format!("held {} to {connections} connections that take 2 MiB/s each", spelled(size)),
+        does: Does::Crowd(Crowd { size, connections, pace: 2 * MIB }),
+        targets: vec![target(Measure::Memory, AtMost(100.0), None), target(Measure::Failed, AtMost(0.0), None)],
+    };
+    vec![crowd("slow-500", 500), crowd("slow-1000", 1000)]
+}
+
+fn secret(large: u64, medium: u64) -> Vec<Work> {
+    let hot = |name, size, connections| Work {
+        name,
+        title: format!("TLS, held blob, {} x {connections}", spelled(size)),
+        does: Does::Hold(Held { what: What::Blob(size), connections, is_tls: true }),
+        targets: vec![target(Measure::Throughput, AtLeast(1.0), NGINX)],
+    };
+    let shake = |name, title: &str, resumes| Work { name, title: title.to_owned(), does: Does::Shake(resumes), targets: vec![] };
+    vec![
+        hot("tls-large", large, 4),
+        hot("tls-medium", medium, 16),
+        shake("tls-full", "TLS, a full handshake and a held tag", false),
+        shake("tls-resumed", "TLS, a resumed session and a held tag", true),
+    ]
 }
 
 fn target(measure: Measure, bound: Bound, beside: Option<&'static str>) -> Target {
     Target { measure, beside, bound }
 }
 
-/// Every work, at its full size or small enough for a look whether all of it runs.
-pub fn all(is_quick: bool) -> Vec<Work> {
-    let large = if is_quick { 64 * MIB } else { 1024 * MIB };
-    let medium = if is_quick { 2 * MIB } else { 10 * MIB };
-    let nginx = Some("nginx");
-    let body = || vec![target(Measure::Throughput, AtLeast(1.5), nginx), target(Measure::CpuPerGib, AtMost(0.6), nginx)];
-    let request = || vec![target(Measure::Requests, AtLeast(1.0), nginx), target(Measure::CpuPerRequest, AtMost(1.0), nginx)];
-    let hot = |name, title: String, what, connections, targets| Work { name, title, does: Does::Hot { what, connections }, targets };
-    let tag = [request(), vec![target(Measure::Requests, AtLeast(100.0), Some("docker-registry"))]].concat();
-    let cold = |name, title: String, miss, targets| Work { name, title, does: Does::Cold(miss), targets };
-    let first_byte = || target(Measure::FirstByte, AtMost(5.0), None);
-    let once = || target(Measure::UpstreamBytes, AtMost(1.0), None);
-    let join = Miss { size: if is_quick { 8 * MIB } else { 48 * MIB }, pace: 16 * MIB, clients: 64, tells: Tells::LastClient };
-    let wide = Miss {
-        size: if is_quick { 64 * MIB } else { 128 * MIB },
-        pace: if is_quick { 32 } else { 5 } * MIB,
-        clients: 1,
-        tells: Tells::Rate,
-    };
-    vec![
-        hot("hot-large", format!("held blob, {} x 4", spelled(large)), What::Blob(large), 4, body()),
-        hot("hot-medium", format!("held blob, {} x 16", spelled(medium)), What::Blob(medium), 16, body()),
-        hot("hot-small", "held blob, 40 kB x 16".to_owned(), What::Blob(40_000), 16, request()),
-        hot("hot-tag", "held tag x 32".to_owned(), What::Tag, 32, tag),
-        hot("hot-range", format!("64 KiB ranges of a {} blob x 16", spelled(large)), What::Part(large, 64 * KIB), 16, request()),
-        cold(
-            "cold",
-            format!("cold {}, fast upstream, 1 client", spelled(large)),
-            Miss { size: large, pace: 0, clients: 1, tells: Tells::Speed },
-            vec![target(Measure::Wall, AtMost(1.0), Some("docker-registry")), first_byte(), once()],
-        ),
-        cold(
-            "join",
-            format!("cold {}, upstream at R = {}/s, 64 clients", spelled(join.size), spelled(join.pace)),
-            join,
-            vec![target(Measure::LastClient, AtMost(1.05), None), once()],
-        ),
-        cold(
-            "wide",
-            format!("cold {}, upstream gives each connection R = {}/s", spelled(wide.size), spelled(wide.pace)),
-            wide,
-            vec![target(Measure::Rate, AtLeast(3.5), None), once()],
-        ),
-    ]
-}
-
 fn spelled(size: u64) -> String {
-    if size.is_multiple_of(1 << 30) { format!("{} GiB", size >> 30) } else { format!("{} MiB", size >> 20) }
+    if size.is_multiple_of(GIB) { format!("{} GiB", size / GIB) } else { format!("{} MiB", size / MIB) }
 }
 
 impl Work {
@@ -118,109 +119,26 @@ impl Work {
         Heading { work: self.name, title: format!("{} ({})", self.title, self.name), targets: self.targets.clone() }
     }
 
-    /// The sizes of the blobs that it asks for.
-    pub fn sizes(&self) -> Vec<u64> {
+    /// The size of the blob that it asks for.
+    pub fn size(&self) -> Option<u64> {
         match &self.does {
-            Does::Hot { what: What::Blob(size) | What::Part(size, _), .. } => vec![*size],
-            Does::Hot { what: What::Tag, .. } => vec![],
-            Does::Cold(miss) => vec![miss.size],
+            Does::Hold(Held { what: What::Blob(size) | What::Part(size, _), .. }) => Some(*size),
+            Does::Hold(Held { what: What::Tag, .. }) | Does::Shake(_) => None,
+            Does::Miss(miss) => Some(miss.size),
+            Does::Crowd(crowd) => Some(crowd.size),
         }
     }
 
     pub fn run(&self, bench: &mut Bench) -> io::Result<()> {
         say(&format!("{}: {}", self.name, self.title));
         match &self.does {
-            Does::Hot { what, connections } => self.hot(bench, *what, *connections),
-            Does::Cold(miss) => {
+            Does::Hold(held) => held::run(bench, self.name, *held),
+            Does::Miss(miss) => {
                 cold::run(bench, self.name, *miss);
                 Ok(())
             }
+            Does::Crowd(crowd) => crowd::run(bench, self.name, *crowd),
+            Does::Shake(resumes) => handshakes::run(bench, self.name, *resumes),
         }
-    }
-
-    fn hot(&self, bench: &mut Bench, what: What, connections: usize) -> io::Result<()> {
-        bench.upstream.reset(0, Duration::ZERO);
-        let content = Arc::clone(&bench.content);
-        let (ask, expected) = match what {
-            What::Blob(size) => (Ask { path: content.blob(size).path(), size, part: None }, &content.blob(size).hex),
-            What::Part(size, part) => (Ask { path: content.blob(size).path(), size, part: Some(part) }, &content.blob(size).hex),
-            What::Tag => (Ask { path: Content::tag_path(), size: content.manifest.len() as u64, part: None }, &content.manifest_hex),
-        };
-        let mut servers = Vec::new();
-        for subject in bench.subjects.clone() {
-            match bench.start(&subject, false).and_then(|server| bench.warm(&server, &ask, expected).map(|()| server)) {
-                Ok(server) => servers.push(server),
-                Err(error) => bench.leave_out(self.name, &subject.name, &error),
-            }
-        }
-        rustix::fs::sync(); // what the fills have written does not disturb what is measured
-        for round in 0..bench.rounds {
-            for server in &servers {
-                let seen = load::run(Load { port: server.port, connections, window: bench.window }, &ask, &server.pids())?;
-                let is_large = matches!(what, What::Blob(size) if size > MIB);
-                let per_body = [(Measure::Throughput, seen.bytes as f64 / GIB / seen.seconds)];
-                let per_request = [
-                    (Measure::Requests, seen.requests as f64 / seen.seconds),
-                    (Measure::CpuPerRequest, seen.server_cpu * 1e6 / seen.requests.max(1) as f64),
-                ];
-                let cpu_per_body = [(Measure::CpuPerGib, seen.server_cpu * GIB / seen.bytes.max(1) as f64)];
-                let latency = |share| quantile(&seen.latencies, share).unwrap_or(f64::NAN);
-                let latencies = [
-                    (Measure::Half, latency(0.5)),
-                    (Measure::Slow, latency(0.99)),
-                    (Measure::Slower, latency(0.999)),
-                    (Measure::Slowest, latency(1.0)),
-                ];
-                let rest = [(Measure::Memory, server.memory()?), (Measure::ClientBusy, seen.busy), (Measure::Failed, seen.failed as f64)];
-                let values =
-                    if is_large { [&per_body[..], &cpu_per_body, &rest].concat() } else { [&per_request[..], &latencies, &rest].concat() };
-                bench.note(self.name, &server.name, round, &values);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Bench<'_> {
-    pub fn start(&self, subject: &Subject, is_cold: bool) -> io::Result<Server> {
-        let setting = Setting { dir: self.dir, source: &self.content.dir, upstream: self.upstream.port, log: self.log, is_cold };
-        subject.start(&setting)
-    }
-
-    /// Pulls until the server has it, and checks that what it hands out is right: the whole, and a range if that is what is
-    /// asked for.
-    fn warm(&self, server: &Server, ask: &Ask, expected: &str) -> io::Result<()> {
-        let mut before = u64::MAX;
-        while before != self.upstream.blob_requests() {
-            before = self.upstream.blob_requests();
-            let mut digest = Sha256::new();
-            http::get(&mut http::connect(server.port)?, &ask.path, None, |piece| digest.update(piece))?;
-            if hex(&digest.finalize()) != expected {
-                return Err(io::Error::other("the whole is wrong"));
-            }
-            server.settle()?;
-        }
-        let Some(part) = ask.part else { return Ok(()) };
-        let (from, until) = (ask.size / 3, ask.size / 3 + part);
-        let mut got = Vec::new();
-        http::get(&mut http::connect(server.port)?, &ask.path, Some((from, until)), |piece| got.extend_from_slice(piece))?;
-        let mut right = vec![0; part as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::open(self.content.dir.join(expected))?, &mut right, from)?;
-        if got == right { Ok(()) } else { Err(io::Error::other("a range is wrong")) }
-    }
-
-    pub fn note(&mut self, work: &'static str, subject: &str, round: usize, values: &[(Measure, f64)]) {
-        let said: Vec<String> =
-            values.iter().map(|(measure, value)| format!("{} {}", measure.title(), crate::table::number(*value))).collect();
-        say(&format!("  {subject}: {}", said.join("; ")));
-        let sample =
-            |(measure, value): &(Measure, f64)| Sample { work, subject: subject.to_owned(), round, measure: *measure, value: *value };
-        self.results.samples.extend(values.iter().map(sample));
-    }
-
-    pub fn leave_out(&mut self, work: &str, subject: &str, error: &io::Error) {
-        let note = format!("{work}: without {subject}, which failed: {error}");
-        say(&note);
-        self.notes.push(note);
     }
 }
