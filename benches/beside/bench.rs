@@ -26,6 +26,8 @@ pub struct Bench<'a> {
     /// How long a load is watched.
     pub window: Duration,
     pub log: bool,
+    /// How long the upstream takes for each answer.
+    pub latency: Duration,
     pub results: Results,
     /// What has to be said below the table.
     pub notes: Vec<String>,
@@ -55,7 +57,7 @@ impl Bench<'_> {
 
     /// All that can be started and serve what is asked for, right and held.
     pub fn start_warm(&mut self, work: &'static str, ask: &Ask, expected: &str, purpose: Purpose) -> Vec<Server> {
-        self.upstream.reset(0, Duration::ZERO);
+        self.upstream.reset(0, self.latency);
         let mut servers = Vec::new();
         let mut subjects = self.subjects.clone();
         subjects.retain(|subject| purpose.with_limit || !matches!(subject.kind, Kind::Limit));

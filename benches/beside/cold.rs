@@ -84,14 +84,14 @@ fn values(miss: Miss, run: &Run) -> Vec<(Measure, f64)> {
 /// One subject with an empty folder, and its clients.
 fn once(bench: &Bench, subject: &Subject, miss: Miss, is_first: bool) -> io::Result<Run> {
     let server = bench.start(subject, Purpose { is_cold: true, is_tls: false, with_limit: true })?;
-    bench.upstream.reset(0, Duration::ZERO);
+    bench.upstream.reset(0, bench.latency);
     if !matches!(subject.kind, Kind::Limit) {
         // What is done once in the life of a server is not the miss: tokens, connections, challenges.
         http::get(&mut http::connect(server.port)?, &Content::tag_path(), None, |_| ())?;
     }
     server.settle()?;
     rustix::fs::sync();
-    bench.upstream.reset(miss.pace, Duration::ZERO);
+    bench.upstream.reset(miss.pace, bench.latency);
     let blob = bench.content.blob(miss.size).clone();
     let before = server.cpu()?;
     let (over, gate) = (AtomicBool::new(false), Barrier::new(miss.clients + 1));
@@ -121,7 +121,7 @@ fn once(bench: &Bench, subject: &Subject, miss: Miss, is_first: bool) -> io::Res
         upstream_requests: bench.upstream.requests(),
     };
     if is_first {
-        bench.upstream.reset(0, Duration::ZERO);
+        bench.upstream.reset(0, bench.latency);
         verify(&server, &blob.path(), &blob.hex)?;
     }
     Ok(run)

@@ -11,6 +11,9 @@ use crate::table::{Measure, quantile};
 const MIB: u64 = 1 << 20;
 const GIB: f64 = (1 << 30) as f64;
 
+/// Of a processor: from here on a load thread is the bottleneck.
+const LOAD_MAX: f64 = 0.95;
+
 /// What so many connections ask for at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
@@ -33,10 +36,20 @@ pub fn run(bench: &mut Bench, work: &'static str, held: Held) -> io::Result<()> 
     let servers = bench.start_warm(work, &ask, expected, Purpose { is_cold: false, is_tls: held.is_tls, with_limit: !held.is_tls });
     for round in 0..bench.rounds {
         for server in &servers {
+            let asked_before = bench.upstream.requests();
             let seen = load::run(Load { server, connections: held.connections, window: bench.window }, &ask)?;
             let is_large = matches!(held.what, What::Blob(size) if size > MIB);
             let said = if is_large { per_body(&seen) } else { per_request(&seen) };
-            let rest = [(Measure::Memory, server.memory()?), (Measure::ClientBusy, seen.busy), (Measure::Failed, seen.failed as f64)];
+            let asked = (bench.upstream.requests() - asked_before) as f64 / seen.requests_in_all.max(1) as f64;
+            let rest = [
+                (Measure::Memory, seen.memory),
+                (Measure::UpstreamShare, asked),
+                (Measure::ClientBusy, seen.busy),
+                (Measure::Failed, seen.failed as f64),
+            ];
+            if seen.busy > LOAD_MAX {
+                bench.notes.push(format!("{work}, {}: the load was as busy as it can be; the server may be faster than this", server.name));
+            }
             bench.note(work, &server.name, round, &[&said[..], &rest].concat());
         }
     }

@@ -48,9 +48,13 @@ pub struct Load<'a> {
 pub struct Seen {
     pub seconds: f64,
     pub requests: u64,
+    /// Those before and after the window too.
+    pub requests_in_all: u64,
     pub bytes: u64,
     pub failed: u64,
     pub server_cpu: f64,
+    /// Of the server, at the most.
+    pub memory: f64,
     /// Of the busiest load thread.
     pub busy: f64,
     /// Of each request, in ms, sorted.
@@ -93,7 +97,7 @@ pub fn run(load: Load, ask: &Ask) -> io::Result<Seen> {
         let busy_before: Vec<u64> = tallies.iter().map(|t| t.cpu_us.load(Ordering::Relaxed)).collect();
         counting.store(true, Ordering::Relaxed);
         let before = snapshot(&tallies, &pids);
-        pause(load.window);
+        let memory = watch(load);
         let after = snapshot(&tallies, &pids);
         counting.store(false, Ordering::Relaxed);
         let busy = tallies.iter().zip(busy_before).map(|(t, before)| t.cpu_us.load(Ordering::Relaxed) - before).max().unwrap_or(0);
@@ -108,10 +112,22 @@ pub fn run(load: Load, ask: &Ask) -> io::Result<Seen> {
         seen.requests = after.requests - before.requests;
         seen.bytes = after.bytes - before.bytes;
         seen.server_cpu = after.server_cpu - before.server_cpu;
+        seen.requests_in_all = tallies.iter().map(|tally| tally.requests.load(Ordering::Relaxed)).sum();
         seen.failed = tallies.iter().map(|tally| tally.failed.load(Ordering::Relaxed)).sum();
+        seen.memory = memory?;
         seen.busy = busy as f64 / 1e6 / seen.seconds;
         Ok(seen)
     })
+}
+
+/// Waits until the window is over; gives the most memory that the server had.
+fn watch(load: Load) -> io::Result<f64> {
+    let (began, mut most) = (Instant::now(), load.server.memory()?);
+    while let Some(left) = load.window.checked_sub(began.elapsed()) {
+        pause(left.min(Duration::from_millis(100)));
+        most = most.max(load.server.memory()?);
+    }
+    Ok(most)
 }
 
 fn snapshot(tallies: &[Tally], pids: &[u32]) -> io::Result<Snapshot> {

@@ -66,6 +66,9 @@ struct Args {
     /// Seconds for which each load is watched.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Milliseconds that the upstream takes before each answer.
+    #[arg(long, default_value_t = 0)]
+    latency: u64,
     /// No server writes a line a request.
     #[arg(long)]
     no_log: bool,
@@ -137,6 +140,7 @@ fn compare(args: &Args) -> io::Result<()> {
         rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 3 }),
         window: Duration::from_secs_f64(args.seconds.unwrap_or(if args.quick { 0.3 } else { 2.0 })),
         log: !args.no_log,
+        latency: Duration::from_millis(args.latency),
         results: table::Results::default(),
         notes,
     };

@@ -26,6 +26,7 @@ pub enum Measure {
     LastClient,
     UpstreamBytes,
     UpstreamRequests,
+    UpstreamShare,
     Rate,
     Connections,
     CpuPerConnection,
@@ -53,6 +54,7 @@ impl Measure {
             Self::LastClient => "slowest client / (size / R)",
             Self::UpstreamBytes => "upstream bytes / size",
             Self::UpstreamRequests => "upstream requests",
+            Self::UpstreamShare => "upstream requests / request",
             Self::Rate => "rate / R",
             Self::Connections => "connections a second",
             Self::CpuPerConnection => "server CPU, us/connection",
@@ -60,6 +62,14 @@ impl Measure {
             Self::ClientBusy => "busiest load thread, share of a processor",
             Self::Failed => "failed requests",
         }
+    }
+
+    /// Whether ours divided by another's means something.
+    fn compares(self) -> bool {
+        !matches!(
+            self,
+            Self::UpstreamBytes | Self::UpstreamRequests | Self::UpstreamShare | Self::Resumed | Self::ClientBusy | Self::Failed
+        )
     }
 }
 
@@ -180,7 +190,8 @@ impl Results {
             let _ = write!(text, " {cell} |");
         }
         for other in others {
-            let cell = self.beside(heading.work, measure, other).map(number).unwrap_or_default();
+            let compared = measure.compares().then(|| self.beside(heading.work, measure, other)).flatten();
+            let cell = compared.map(number).unwrap_or_default();
             let _ = write!(text, " {cell} |");
         }
         let targets = heading.targets.iter().filter(|target| target.measure == measure);
