@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -80,6 +81,9 @@ struct Args {
     bench: bool,
 }
 
+/// SIGINT or SIGTERM came.
+static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     let done = match words.get(1).map(String::as_str) {
@@ -88,6 +92,10 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // The servers are gone because of it, and the other thread ends this process.
+        Err(_) if TOLD_TO_END.load(Ordering::Relaxed) => loop {
+            std::thread::park();
+        },
         Err(error) => {
             eprintln!("beside: {error}");
             ExitCode::FAILURE
@@ -222,6 +230,7 @@ fn end_when_told(dir: PathBuf) -> io::Result<()> {
         runtime.block_on(async {
             tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
         });
+        TOLD_TO_END.store(true, Ordering::Relaxed);
         servers::end_all();
         let _ = std::fs::remove_dir_all(dir);
         #[allow(clippy::exit, reason = "the other threads wait for servers that are gone")]
