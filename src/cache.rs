@@ -45,6 +45,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod withheld;
+mod writeback;
 
 pub(crate) use admit::Kept;
 pub(crate) use aside::dropped_aside;
@@ -69,10 +70,12 @@ use hot::{Hot, KnownTag, SMALL_BLOB_BYTES_MAX};
 use index::Index;
 use owed::Owed;
 use pins::{Pin, Pins};
+pub(crate) use pool::Filling;
 use quarantine::Quarantine;
 use repos::Repos;
 use space::Space;
 use withheld::Withheld;
+pub(crate) use writeback::begin_writing_back;
 
 /// How far ahead of a read that waits for the disk the kernel is asked to read, in bytes.
 const READ_AHEAD_BYTES: u64 = 4 << 20;

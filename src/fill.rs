@@ -13,8 +13,9 @@
 //! * **The disk is optional.** What cannot be stored, from the start or from some byte on, goes through a window in memory.
 //!
 //! Bytes arrive on the runtime's workers; writing and hashing are done on the blocking pool, a batch at a time. While one
-//! batch is written the next one gathers, so batches are as small as the upstream is slow (the first byte goes out at
-//! once) and as large as it is fast. Within a batch what is written is released, whether it is hashed yet or not: readers do
+//! batch is written the next one gathers, and there is a millisecond between two, so batches are as small as the upstream is
+//! slow (the first byte goes out at once) and as large as it is fast. They gather in buffers that are used again and again: on
+//! the way to the disk no memory is touched for the first time but the kernel's. Within a batch what is written is released, whether it is hashed yet or not: readers do
 //! not wait for the hash, the tail does.
 //!
 //! Knows the cache, and takes any stream of bytes: neither upstreams nor HTTP.
@@ -26,6 +27,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -199,9 +202,14 @@ struct Fill<S> {
     received: u64,
     /// Bytes that are in the file, or that went through the window.
     done: u64,
+    /// Of those, bytes that the kernel was told to put on the disk, and the task that tells it.
+    written_back: u64,
+    writing_back: Option<JoinHandle<()>>,
     /// Bytes of the next answer that were received before.
     skip: u64,
     gathered: Batch,
+    /// When the last batch was.
+    dispatched: Option<Instant>,
     hasher: Option<Hasher>,
     work: Option<Working>,
 }
@@ -231,8 +239,11 @@ impl<S: Source> Fill<S> {
             pace,
             received: 0,
             done: 0,
+            written_back: 0,
+            writing_back: None,
             skip: 0,
             gathered: Batch::default(),
+            dispatched: None,
             hasher: Some(digest.hasher()),
             work: None,
         }
@@ -278,7 +289,7 @@ impl<S: Source> Fill<S> {
                 return Err(Failure::Corrupt);
             }
             restarted = true;
-            (self.received, self.done, self.skip) = (0, 0, 0);
+            (self.received, self.done, self.written_back, self.skip) = (0, 0, 0, 0);
             self.hasher = Some(self.digest.hasher());
             body = self.reopen().await?;
         }
@@ -337,8 +348,10 @@ impl<S: Source> Fill<S> {
         let beyond = bytes.len() as u64 > room;
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         self.received += bytes.len() as u64;
-        if !bytes.is_empty() {
-            self.gathered.push(bytes);
+        match &self.store {
+            Store::File(_) => self.gathered.copy(&bytes, self.received - bytes.len() as u64),
+            Store::Window(_) | Store::Unopened if bytes.is_empty() => {}
+            Store::Window(_) | Store::Unopened => self.gathered.push(bytes),
         }
         !beyond
     }

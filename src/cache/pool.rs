@@ -51,6 +51,37 @@ fn take(len: usize) -> Pooled {
     Pooled { buffer: kept.unwrap_or_else(|| vec![0; READ_BYTES].into_boxed_slice()), len: 0 }
 }
 
+/// A pooled buffer that is being filled, with what comes in pieces of any size.
+pub(crate) struct Filling {
+    pooled: Pooled,
+    room: usize,
+}
+
+impl Filling {
+    /// An empty one, for what stands in a file from there on: it is full where a page of the file ends, for a page that is
+    /// written in two parts costs twice.
+    pub(crate) fn at(offset: u64) -> Self {
+        let ahead = usize::try_from(offset % READ_BYTES as u64).unwrap_or(0);
+        Self { pooled: take(READ_BYTES), room: READ_BYTES - ahead }
+    }
+
+    /// Takes from the front of `bytes` what there is room for; says whether there is more.
+    pub(crate) fn take_from(&mut self, bytes: &mut &[u8]) -> bool {
+        let Pooled { buffer, len } = &mut self.pooled;
+        let (taken, rest) = bytes.split_at(self.room.min(bytes.len()));
+        buffer[*len..][..taken.len()].copy_from_slice(taken);
+        *bytes = rest;
+        *len += taken.len();
+        self.room -= taken.len();
+        self.room > 0
+    }
+
+    /// What it was filled with.
+    pub(crate) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self.pooled)
+    }
+}
+
 /// Reads up to `max` bytes at `offset` without waiting for the disk: `None` says that it would have to wait.
 /// Fewer bytes than asked for is normal; none is the end of the file.
 pub(crate) fn read_now(file: &File, offset: u64, max: u64) -> io::Result<Option<Bytes>> {

@@ -1,25 +1,29 @@
 //! A batch of bytes on its way: written and released to readers, and hashed, on the blocking pool.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
-use crate::cache::Writer;
+use crate::cache::{Filling, Writer};
 use crate::oci::Hasher;
 
-/// Slices that one `pwritev` takes: Linux' own limit.
-const SLICES_MAX: usize = 1_024;
+/// Bytes that one call writes. With more the kernel takes its memory in larger pieces, which it keeps less of at hand: on a host
+/// that gives its memory away when it does not use it, a gigabyte then takes three times as long.
+const WRITE_BYTES: u64 = 32 << 10;
 
 /// Pieces that may gather: each costs tens of bytes besides its own, and an upstream may send them one byte long.
 const GATHER_PIECES_MAX: usize = 16 << 10;
 
-/// Bytes in the pieces in which they arrived.
+/// Bytes that arrived.
 #[derive(Default)]
 pub(super) struct Batch {
     chunks: Vec<Bytes>,
+    /// The last of them, while there is room in it.
+    filling: Option<Filling>,
     len: usize,
 }
 
@@ -49,9 +53,32 @@ pub(super) enum Written {
 }
 
 impl Batch {
+    /// Takes a piece as it came.
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.len += bytes.len();
         self.chunks.push(bytes);
+    }
+
+    /// Takes a copy of a piece that stands at `offset`, into buffers that are used again and again: then the connection can read into the memory from
+    /// which it came again. Memory that is touched for the first time costs more than the copy, and on some hosts ten times.
+    pub(super) fn copy(&mut self, mut bytes: &[u8], mut offset: u64) {
+        self.len += bytes.len();
+        offset += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let mut filling = self.filling.take().unwrap_or_else(|| Filling::at(offset - bytes.len() as u64));
+            if filling.take_from(&mut bytes) {
+                self.filling = Some(filling);
+            } else {
+                self.chunks.push(filling.freeze());
+            }
+        }
+    }
+
+    /// What gathered, for the disk or the window.
+    pub(super) fn take(&mut self) -> Self {
+        let mut batch = std::mem::take(self);
+        batch.chunks.extend(batch.filling.take().map(Filling::freeze));
+        batch
     }
 
     /// Whether more may gather, where so many bytes are enough.
@@ -70,7 +97,7 @@ impl Batch {
 
     /// Writes to the file at `offset`, and releases: unless it is too late, and the bytes go another way by now. Blocks.
     pub(super) fn write(&self, file: &File, offset: u64, writer: &Writer, waited: &Waited) -> io::Result<()> {
-        write_vectored_at(file, &self.chunks, offset)?;
+        write_all_at(file, &self.chunks, offset)?;
         if waited.settle() {
             writer.arrived(offset + self.len as u64);
         }
@@ -95,24 +122,14 @@ impl Batch {
 }
 
 /// Writes all chunks one after the other from `offset` on.
-pub(super) fn write_vectored_at(file: &File, chunks: &[Bytes], mut offset: u64) -> io::Result<()> {
-    let mut rest = chunks.to_vec();
-    let mut first = 0;
-    while first < rest.len() {
-        let slices = rest[first..].iter().take(SLICES_MAX).map(|chunk| IoSlice::new(chunk)).collect::<Vec<_>>();
-        let mut written = match rustix::io::pwritev(file, &slices, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => written,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        offset += written as u64;
-        while first < rest.len() && written >= rest[first].len() {
-            written -= rest[first].len();
-            first += 1;
-        }
-        if written > 0 {
-            rest[first].advance(written);
+fn write_all_at(file: &File, chunks: &[Bytes], mut offset: u64) -> io::Result<()> {
+    for mut rest in chunks.iter().map(|chunk| &**chunk) {
+        while !rest.is_empty() {
+            let room = WRITE_BYTES - offset % WRITE_BYTES;
+            let (piece, more) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            file.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+            rest = more;
         }
     }
     Ok(())
@@ -120,17 +137,25 @@ pub(super) fn write_vectored_at(file: &File, chunks: &[Bytes], mut offset: u64) 
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
 
     #[test]
-    fn more_slices_than_one_call_takes_are_all_written() {
+    fn what_came_in_pieces_of_any_size_is_written_in_order() {
         let file = tempfile::tempfile().expect("a file");
-        let chunks = (0..3_000_u32).map(|n| Bytes::copy_from_slice(&n.to_le_bytes())).collect::<Vec<_>>();
-        write_vectored_at(&file, &chunks, 5).expect("writes");
-        let mut read = vec![0; 12_000];
-        file.read_exact_at(&mut read, 5).expect("reads");
-        assert_eq!(read, chunks.concat());
+        let bytes = (0..100_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>();
+        let (mut copied, mut kept) = (Batch::default(), Batch::default());
+        for piece in [0..1, 1..1, 1..70_000, 70_000..70_003, 70_003..400_000] {
+            copied.copy(&bytes[piece.clone()], 5 + piece.start as u64);
+            kept.push(Bytes::copy_from_slice(&bytes[piece]));
+        }
+        for batch in [&mut copied, &mut kept] {
+            assert_eq!(batch.len(), 400_000);
+            let batch = std::mem::take(batch).take();
+            write_all_at(&file, &batch.chunks, 5).expect("writes");
+            let mut read = vec![0; bytes.len()];
+            file.read_exact_at(&mut read, 5).expect("reads");
+            assert!(read == bytes);
+        }
+        assert!(copied.is_empty() && copied.take().chunks.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::batch::Work;
 use super::write::wait_for;
@@ -42,6 +42,8 @@ enum Ended {
 enum Event {
     Written(Result<Work, Failure>),
     Frame(Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>),
+    /// What is here has waited long enough for more.
+    Gathered,
     Silence,
 }
 
@@ -143,10 +145,13 @@ impl<S: Source> Fill<S> {
         let mut deadline = Instant::now() + silence;
         loop {
             let busy = Instant::now();
-            self.dispatch().await?;
+            let gathers_until = self.gathers_until();
+            if gathers_until.is_none() {
+                self.dispatch().await?;
+            }
             // Time in which we did not listen is not the upstream's silence: room was made, or waited for.
             deadline += busy.elapsed();
-            let hungry = self.gathered.is_hungry(self.gathers());
+            let hungry = self.is_hungry();
             if !hungry {
                 deadline = Instant::now() + silence;
             }
@@ -156,7 +161,8 @@ impl<S: Source> Fill<S> {
                 biased;
                 work = wait_for(&mut self.work) => Event::Written(work),
                 frame = body.frame(), if hungry => Event::Frame(frame),
-                () = tokio::time::sleep_until(deadline), if hungry => Event::Silence,
+                () = sleep_until(gathers_until.unwrap_or(deadline)), if gathers_until.is_some() => Event::Gathered,
+                () = sleep_until(deadline), if hungry => Event::Silence,
             };
             let listened = if hungry { listening.elapsed() } else { Duration::ZERO };
             match event {
@@ -185,6 +191,7 @@ impl<S: Source> Fill<S> {
                         Some(_) => Ended::Short,
                     });
                 }
+                Event::Gathered => {}
                 Event::Silence => return Ok(Ended::Silent),
             }
             if self.pace.listened(listened) {

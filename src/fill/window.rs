@@ -93,11 +93,16 @@ impl<S: Source> Fill<S> {
     }
 
     /// How many bytes may gather before they are written.
-    pub(super) fn gathers(&self) -> usize {
+    fn gathers(&self) -> usize {
         match &self.store {
             Store::Window(place) => usize::try_from(place.gathers()).unwrap_or(usize::MAX),
             Store::File(_) | Store::Unopened => GATHER_BYTES_MAX,
         }
+    }
+
+    /// Whether more may gather before that is written.
+    pub(super) fn is_hungry(&self) -> bool {
+        self.gathered.is_hungry(self.gathers())
     }
 
     /// Waits until the window, if there is one, has room. A reader that takes nothing for [`super::Limits::stall`] is cut off; when nobody

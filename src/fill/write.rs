@@ -2,20 +2,42 @@
 //! to the cache.
 
 use std::fs::File;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::batch::{Batch, Waited, Work, Written};
 use super::{Context, Fill, Source, Store};
-use crate::cache::{Cache, Failure, Kept, Writer, dropped_aside};
+use crate::cache::{Cache, Failure, Kept, Writer, begin_writing_back, dropped_aside};
 use crate::observe::Metrics;
 use crate::oci::Hasher;
 
+/// A batch of fewer bytes is hashed by the thread that writes it: that takes a sixth of a millisecond.
+const APART_BYTES: u64 = 256 << 10;
+
+/// The pause between two batches of a blob, unless the first has gathered [`FULL_BYTES`]: nobody notices a millisecond, and
+/// an upstream that sends a thousand small pieces in it costs one turn of the blocking pool and not a thousand.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A batch of so many bytes does not wait for more: it is written while they come.
+const FULL_BYTES: u64 = 1 << 20;
+
+/// How much is written before the kernel is told to begin with it: some hundred times for a gigabyte, and never for the many
+/// small blobs.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+
 impl<S: Source> Fill<S> {
+    /// Until when what gathered waits for more; nothing when it waits for nothing, or there is nothing to wait with.
+    pub(super) fn gathers_until(&self) -> Option<Instant> {
+        let may_wait = self.work.is_none() && !self.gathered.is_empty() && self.gathered.len() < FULL_BYTES && self.is_hungry();
+        let until = self.dispatched.filter(|_| may_wait)? + PAUSE;
+        (until > Instant::now()).then_some(until)
+    }
+
     /// Has the gathered bytes written, unless a batch is under way already.
     pub(super) async fn dispatch(&mut self) -> Result<(), Failure> {
         if self.work.is_some() || self.gathered.is_empty() {
@@ -29,7 +51,8 @@ impl<S: Source> Fill<S> {
             tracing::warn!(digest = %self.digest, %reason, "a blob of unknown size outgrew its place; the rest is passed through");
             self.leave_file().await?;
         }
-        let batch = std::mem::take(&mut self.gathered);
+        let batch = self.gathered.take();
+        self.dispatched = Some(Instant::now());
         self.wait_for_room().await?;
         // The hasher is with the batch only while there is one.
         let hasher = self.hasher.take().ok_or(Failure::Abandoned)?;
@@ -49,7 +72,10 @@ impl<S: Source> Fill<S> {
     pub(super) async fn written(&mut self, work: Work) -> Result<(), Failure> {
         self.hasher = Some(work.hasher);
         match work.written {
-            Written::Done(bytes) => self.done += bytes,
+            Written::Done(bytes) => {
+                self.done += bytes;
+                self.write_back();
+            }
             Written::Refused { batch, error } => {
                 tracing::error!(digest = %self.digest, %error, at = self.done, "the disk refuses a blob that is arriving; the rest is passed through without being stored");
                 self.leave_file().await?;
@@ -59,6 +85,21 @@ impl<S: Source> Fill<S> {
             }
         }
         Ok(())
+    }
+
+    /// Has the kernel begin with what it would put off: then there is little left to wait for when the blob is put into place.
+    /// Nobody waits for that here; a disk that is slower than the upstream is asked for one part at a time.
+    fn write_back(&mut self) {
+        let Store::File(filed) = &self.store else { return };
+        let bytes = self.done - self.written_back;
+        let is_behind = self.writing_back.as_ref().is_some_and(|task| !task.is_finished());
+        let Some(file) = filed.file().filter(|_| bytes >= WRITE_BACK_BYTES && !is_behind) else { return };
+        let (cache, from) = (self.context.cache.clone(), self.written_back);
+        if !cache.is_away() {
+            let begin = move || begin_writing_back(&file, from, bytes);
+            self.writing_back = Some(self.context.tasks.spawn(async move { cache.commit_aside(bytes, begin).await }));
+            self.written_back = self.done;
+        }
     }
 
     /// Everything received is written and hashed.
@@ -126,22 +167,35 @@ impl Drop for Filed {
 /// A batch under way.
 pub(super) type Working = Pin<Box<dyn Future<Output = Option<Work>> + Send>>;
 
-/// Has a batch written to a file, and hashed meanwhile: readers wait for neither more than they must, and a disk that does not
-/// answer, which is to refuse it too, keeps nobody from knowing the hash.
+/// Has a batch written to a file, and hashed: a large one at the same time, for readers and hash are to wait for each other no
+/// more than they must; a small one afterwards by the same thread, for waking two costs more than the hash. A disk that does
+/// not answer, which is to refuse it too, keeps nobody from knowing the hash.
 async fn write(cache: Cache, batch: Batch, file: Arc<File>, offset: u64, hasher: Hasher, writer: Arc<Writer>) -> Option<Work> {
     let batch = Arc::new(batch);
-    let copy = batch.clone();
-    let hashing = spawn_blocking(move || copy.hash(hasher));
+    let hash = |hasher: Hasher| {
+        let batch = batch.clone();
+        spawn_blocking(move || batch.hash(hasher))
+    };
+    let (with, apart) = if batch.len() < APART_BYTES { (Some(hasher.clone()), None) } else { (None, Some(hash(hasher.clone()))) };
     let (waited, copy) = (Waited::default(), batch.clone());
     let decided = waited.clone();
-    let written = cache.write_in_time(move || copy.write(&file, offset, &writer, &decided)).await;
-    let written = match written.map_err(io::Error::from) {
-        Ok(Ok(())) => Written::Done(batch.len()),
+    let write = move || (copy.write(&file, offset, &writer, &decided), with.map(|hasher| copy.hash(hasher)));
+    let (written, hashed) = match cache.write_in_time(write).await {
+        Ok(answer) => answer,
+        Err(no) => (Err(no.into()), None),
+    };
+    let hasher = match (hashed, apart) {
+        (Some(hasher), _) => hasher,
+        (None, Some(hashing)) => hashing.await.ok()?,
+        (None, None) => hash(hasher).await.ok()?,
+    };
+    let written = match written {
+        Ok(()) => Written::Done(batch.len()),
         // Written after all, at the last moment: the readers have it from the file.
         Err(_) if !waited.settle() => Written::Done(batch.len()),
-        Ok(Err(error)) | Err(error) => Written::Refused { batch, error },
+        Err(error) => Written::Refused { batch, error },
     };
-    Some(Work { hasher: hashing.await.ok()?, written })
+    Some(Work { hasher, written })
 }
 
 /// Has a batch put into the window, and hashed.

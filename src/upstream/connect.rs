@@ -36,8 +36,8 @@ use super::proxy::{Kind, Proxy, Router, is_local_name};
 use super::resolve::Names;
 use super::tunnel::{self, Stream, Way};
 
-/// The read buffer of a connection, at most, in bytes: a blob comes in as few reads as it can. It also bounds the head of an answer.
-const READ_BUFFER_BYTES_MAX: usize = 1 << 20;
+/// The read buffer of a connection, at most, in bytes: a blob comes in few reads, and each stays in the processor's cache until it is copied. It also bounds the head of an answer.
+const READ_BUFFER_BYTES_MAX: usize = 256 << 10;
 
 /// Addresses of one name that are tried, at most.
 const ADDRESSES_MAX: usize = 8;
