@@ -214,7 +214,7 @@ impl Access {
             && let Some((user, password)) = asker.authorization.and_then(basic)
         {
             let passwords = Arc::clone(&htpasswd.passwords.read().unwrap_or_else(PoisonError::into_inner));
-            match passwords.check(asker.ip, &user, &password).await {
+            match Box::pin(passwords.check(asker.ip, &user, &password)).await {
                 Checked::Right => return Verdict::Admitted { authenticated: true },
                 Checked::Busy => return Verdict::Busy,
                 Checked::Limited(after) => return Verdict::Limited(after),

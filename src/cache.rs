@@ -226,7 +226,7 @@ impl Cache {
         if let Some(found) = self.blob_at_hand(digest, from) {
             return found;
         }
-        match self.look_up(digest, from).await {
+        match Box::pin(self.look_up(digest, from)).await {
             Ok(found) => found,
             // The disk does not answer: what nobody knows to be here is fetched, and does without it.
             Err(NoAnswer) => match self.claim(digest, from, None) {

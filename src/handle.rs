@@ -12,8 +12,8 @@ use hyper::{Method, Request};
 
 use crate::access::{self, Access, Verdict};
 use crate::listen::{self, Client};
-use crate::observe::{Kind, Line, Metrics, Outcome, Subject};
-use crate::oci::{Digest, Registry, Repository};
+use crate::observe::{Id, Kind, Line, Metrics, Outcome, Subject};
+use crate::oci::{Digest, Reference, Registry, Repository};
 use crate::pull::{self, Asker, BlobAnswer, Pull};
 use crate::reply::{self, Again, Asked, Content, Problem, Response};
 use crate::route::{Known, Route, Routed, route};
@@ -64,7 +64,7 @@ impl Handler {
     /// Answers a request. A panic in it ends this request and nothing else.
     pub async fn answer(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response {
         let started = Instant::now();
-        let id = format!("{:016x}", fastrand::u64(..));
+        let id = Id::new();
         // The secret is cut off before anything else looks at the path, and before anything of it can be logged.
         let path = request.uri().path();
         let (_, rest) = self.access.strip_secret(path);
@@ -72,14 +72,15 @@ impl Handler {
         let routed = route(request.method(), rest, request.uri().query(), &self.upstreams);
         let answered = AssertUnwindSafe(self.respond(&client, &request, secret, routed.as_ref().map_err(|error| *error)));
         let result = answered.catch_unwind().await.unwrap_or(Err(Problem::Internal));
-        let mut response = result.unwrap_or_else(|problem| reply::problem(&problem, &id));
+        let mut response = result.unwrap_or_else(|problem| reply::problem(&problem, id));
         if let Some(namespace) = routed.as_ref().ok().and_then(|routed| routed.namespace.as_ref()) {
             reply::in_namespace(&mut response, namespace);
         }
         let subject = subject(request.method(), routed.as_ref().ok());
         let outcome = response.extensions().get::<Outcome>().copied().unwrap_or(Outcome::Local);
         let kind = routed.as_ref().map_or(Kind::Other, Routed::kind);
-        self.metrics.answered(&subject.upstream, kind, outcome, started.elapsed());
+        let upstream = subject.repository.as_ref().map(|repository| &repository.registry);
+        self.metrics.answered(upstream, kind, outcome, started.elapsed());
         let line = Line::new(subject, response.status().as_u16(), outcome, client.addr, id, started, self.metrics.clone());
         let head = *request.method() == Method::HEAD;
         response.map(|body| if head { body.without_bytes() } else { body }.telling(line))
@@ -126,33 +127,41 @@ impl Handler {
 }
 
 /// What is asked for, from whoever has it.
+///
+/// A future like this is made, moved and dropped for each request, so it is kept small: here and below, what a hit of a manifest or
+/// a blob does not need is waited for on the heap.
 async fn serve(pull: &Pull, asker: Asker, routed: &Routed, secret: &str, asked: &Asked) -> Result<Response, pull::Error> {
     Ok(match &routed.route {
         Route::Ping => reply::ping(),
         Route::SearchPing => reply::search_ping(),
-        Route::Search { term, n, page } => reply::search(&pull.search(asker, term, *n, *page).await, term, *n, *page),
+        Route::Search { term, n, page } => reply::search(&Box::pin(pull.search(asker, term, *n, *page)).await, term, *n, *page),
         Route::Catalog { registry, n, last } => {
-            let answer = pull.catalog(asker, registry.as_ref(), *n, last.as_deref()).await?;
+            let answer = Box::pin(pull.catalog(asker, registry.as_ref(), *n, last.as_deref())).await?;
             let prefix = routed.prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
             reply::catalog(&answer, *n, &format!("{secret}{prefix}"), routed.namespace.as_ref())
         }
         Route::Manifest(repository, reference) => {
             let answer = pull.manifest(asker, repository, reference, asked.head).await?;
-            reply::manifest(answer, matches!(reference, crate::oci::Reference::Tag(_)), asked)
+            reply::manifest(answer, matches!(reference, Reference::Tag(_)), asked)
         }
         Route::Blob(repository, digest) => {
             let answer = pull.blob(asker, repository, digest, asked.from(), asked.head).await?;
-            let again = again(pull, asker, repository, digest);
-            reply::blob(answer, digest, asked).await?.map(|body| body.or_again(again))
+            // What is in memory needs nothing of the disk.
+            let again = (!matches!(answer.content, BlobAnswer::Memory(_))).then(|| again(pull, asker, repository, digest));
+            let response = reply::blob(answer, digest, asked).await?;
+            match again {
+                Some(again) => response.map(|body| body.or_again(again)),
+                None => response,
+            }
         }
         Route::Tags { repository, n, last } => {
-            let answer = pull.tags(asker, repository, *n, last.as_deref()).await?;
+            let answer = Box::pin(pull.tags(asker, repository, *n, last.as_deref())).await?;
             // The link must lead back by the way the client came.
             let base = format!("{secret}{}", routed.base(repository));
             reply::tags(&answer, repository.name.as_str(), &base, routed.namespace.as_ref())
         }
         Route::Referrers { repository, digest, artifact_types } => {
-            reply::referrers(pull.referrers(asker, repository, digest, artifact_types).await?)
+            reply::referrers(Box::pin(pull.referrers(asker, repository, digest, artifact_types)).await?)
         }
     })
 }
@@ -181,17 +190,11 @@ fn is_by_name(routed: &Routed) -> bool {
 
 fn subject(method: &Method, routed: Option<&Routed>) -> Subject {
     let route = routed.map(|routed| &routed.route);
-    let repository = route.and_then(Route::repository);
     let reference = match route {
-        Some(Route::Manifest(_, reference)) => reference.to_string(),
-        Some(Route::Blob(_, digest) | Route::Referrers { digest, .. }) => digest.to_string(),
+        Some(Route::Manifest(_, reference)) => Some(reference.clone()),
+        Some(Route::Blob(_, digest) | Route::Referrers { digest, .. }) => Some(Reference::Digest(*digest)),
         // What people look for is theirs.
-        Some(Route::Tags { .. } | Route::Ping | Route::SearchPing | Route::Search { .. } | Route::Catalog { .. }) | None => String::new(),
+        Some(Route::Tags { .. } | Route::Ping | Route::SearchPing | Route::Search { .. } | Route::Catalog { .. }) | None => None,
     };
-    Subject {
-        method: method.to_string(),
-        upstream: repository.map(|repository| repository.registry.to_string()).unwrap_or_default(),
-        repository: repository.map(|repository| repository.name.to_string()).unwrap_or_default(),
-        reference,
-    }
+    Subject { method: method.clone(), repository: route.and_then(Route::repository).cloned(), reference }
 }

@@ -2,17 +2,21 @@
 //!
 //! Owns [`Outcome`] and the process's [`Metrics`]. Knows nothing of how an outcome comes about.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use hyper::Method;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::oci::{self, Reference, Repository};
 
 mod patrol;
 mod ratelimit;
@@ -254,8 +258,9 @@ impl Metrics {
     }
 
     /// A request was answered.
-    pub fn answered(&self, upstream: &str, kind: Kind, outcome: Outcome, first_byte: Duration) {
-        self.0.requests.get_or_create(&Request { upstream: upstream.into(), kind, outcome }).inc();
+    pub fn answered(&self, upstream: Option<&oci::Registry>, kind: Kind, outcome: Outcome, first_byte: Duration) {
+        let upstream = upstream.map(oci::Registry::shared).unwrap_or_default();
+        self.0.requests.get_or_create(&Request { upstream, kind, outcome }).inc();
         self.0.first_byte.observe(first_byte.as_secs_f64());
         if outcome == Outcome::Stale {
             self.0.stale.inc();
@@ -342,26 +347,13 @@ impl Metrics {
 
 /// What is told of one request, in one line, when its answer has ended.
 pub struct Line {
-    /// GET or HEAD.
-    pub method: String,
-    /// The upstream's name; empty where no upstream is meant.
-    pub upstream: String,
-    /// The repository.
-    pub repository: String,
-    /// The tag or digest.
-    pub reference: String,
-    /// The answer's status.
-    pub status: u16,
-    /// How it came about.
-    pub outcome: Outcome,
-    /// Who asked.
-    pub client: SocketAddr,
-    /// The request's number, for a client that complains.
-    pub id: String,
-    /// When the request was read.
-    pub started: Instant,
-    /// Where its bytes are counted.
-    pub metrics: Metrics,
+    subject: Subject,
+    status: u16,
+    outcome: Outcome,
+    client: SocketAddr,
+    id: Id,
+    started: Instant,
+    metrics: Metrics,
     bytes: u64,
     end: End,
 }
@@ -380,28 +372,40 @@ enum End {
 /// The parts of a [`Line`] that are known from the request.
 pub struct Subject {
     /// GET or HEAD.
-    pub method: String,
-    /// The upstream's name.
-    pub upstream: String,
-    /// The repository.
-    pub repository: String,
+    pub method: Method,
+    /// Which repository of which upstream, where one is meant.
+    pub repository: Option<Repository>,
     /// The tag or digest.
-    pub reference: String,
+    pub reference: Option<Reference>,
+}
+
+/// A request's number, for a client that complains.
+#[derive(Clone, Copy)]
+pub struct Id(u64);
+
+impl Id {
+    /// One that no other request has, as far as chance goes.
+    pub fn new() -> Self {
+        Self(fastrand::u64(..))
+    }
+}
+
+impl Default for Id {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 impl Line {
-    /// A line about an answer whose body has not begun.
-    pub fn new(
-        subject: Subject,
-        status: u16,
-        outcome: Outcome,
-        client: SocketAddr,
-        id: String,
-        started: Instant,
-        metrics: Metrics,
-    ) -> Self {
-        let Subject { method, upstream, repository, reference } = subject;
-        Self { method, upstream, repository, reference, status, outcome, client, id, started, metrics, bytes: 0, end: End::Cut }
+    /// A line about an answer whose body has not begun; `id` is the request's, `started` when it was read.
+    pub fn new(subject: Subject, status: u16, outcome: Outcome, client: SocketAddr, id: Id, started: Instant, metrics: Metrics) -> Self {
+        Self { subject, status, outcome, client, id, started, metrics, bytes: 0, end: End::Cut }
     }
 
     /// So many more bytes were handed over.
@@ -432,8 +436,20 @@ impl Drop for Line {
             End::Whole => ("whole", None),
             End::Failed(error) => ("failed", Some(error.as_str())),
         };
+        let Subject { method, repository, reference } = &self.subject;
+        let upstream = repository.as_ref().map_or("", |repository| repository.registry.as_str());
+        let repo = repository.as_ref().map_or("", |repository| repository.name.as_str());
+        let digest;
+        let reference = match reference {
+            None => "",
+            Some(Reference::Tag(tag)) => tag.as_str(),
+            Some(Reference::Digest(of)) => {
+                digest = of.text();
+                digest.as_str()
+            }
+        };
         tracing::info!(
-            method = %self.method, upstream = %self.upstream, repo = %self.repository, reference = %self.reference, status = self.status,
+            method = method.as_str(), upstream, repo, reference, status = self.status,
             outcome = self.outcome.as_str(), bytes = self.bytes, duration_ms, client = %self.client, end, error, request = %self.id,
             "request"
         );
@@ -456,7 +472,7 @@ mod tests {
     #[test]
     fn the_names_are_the_contract() {
         let metrics = Metrics::new();
-        metrics.answered("docker.io", Kind::Blob, Outcome::Stale, Duration::from_millis(1));
+        metrics.answered(Some(&oci::Registry::docker_hub()), Kind::Blob, Outcome::Stale, Duration::from_millis(1));
         metrics.finished(5, Duration::from_secs(1));
         metrics.asked("docker.io", Kind::Blob, 200);
         metrics.ratelimit().told("docker.io", 99, Some(100), Some(Duration::from_secs(21_600)));

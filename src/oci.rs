@@ -123,6 +123,11 @@ impl Registry {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// As text that can be kept, without a copy.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
 }
 
 impl Name {
@@ -227,12 +232,20 @@ impl Digest {
 
     /// The hash in hexadecimal, without the algorithm.
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
-        let mut hex = String::with_capacity(self.as_bytes().len() * 2);
-        for byte in self.as_bytes() {
-            let _ = write!(hex, "{byte:02x}");
+        self.text().hex().to_owned()
+    }
+
+    /// As it is spelled: `sha256:` and its digits. Made without an allocation, for it is made for every answer.
+    pub fn text(&self) -> DigestText {
+        let name = self.algorithm().as_str().as_bytes();
+        let mut text = DigestText { bytes: [b':'; DIGEST_BYTES_MAX], colon: name.len(), len: name.len() + 1 + self.as_bytes().len() * 2 };
+        text.bytes[..text.colon].copy_from_slice(name);
+        let digits = &mut text.bytes[text.colon + 1..text.len];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.as_bytes()) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 15)];
         }
-        hex
+        text
     }
 
     /// The tag under which referrers are listed by a registry without the referrers API (distribution-spec 1.1,
@@ -241,6 +254,32 @@ impl Digest {
         let mut hex = self.hex();
         hex.truncate(64);
         Tag(format!("{}-{hex}", self.algorithm().as_str()).into())
+    }
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// The longest digest: `sha512:` and 128 digits.
+const DIGEST_BYTES_MAX: usize = 7 + 128;
+
+/// A digest as text, without an allocation.
+#[derive(Clone, Copy)]
+pub struct DigestText {
+    bytes: [u8; DIGEST_BYTES_MAX],
+    colon: usize,
+    len: usize,
+}
+
+impl DigestText {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        // It is made of letters and digits: never the default.
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+
+    /// Without the algorithm.
+    pub fn hex(&self) -> &str {
+        &self.as_str()[self.colon + 1..]
     }
 }
 
@@ -379,13 +418,31 @@ text!(Registry Name Tag MediaType);
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+        f.write_str(self.text().as_str())
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<&Tag> for Reference {
+    fn from(tag: &Tag) -> Self {
+        Self::Tag(tag.clone())
+    }
+}
+
+impl From<&Digest> for Reference {
+    fn from(digest: &Digest) -> Self {
+        Self::Digest(*digest)
+    }
+}
+
+impl From<&Self> for Reference {
+    fn from(reference: &Self) -> Self {
+        reference.clone()
     }
 }
 

@@ -12,7 +12,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Version};
 
 use crate::listen;
-use crate::observe::{Kind, Outcome};
+use crate::observe::{Id, Kind, Outcome};
 use crate::oci::{Digest, Invalid, OCI_INDEX, Registry};
 use crate::pull::{self, Answer, BlobAnswer, ManifestAnswer, Referrers, Tags};
 use crate::route::NoRoute;
@@ -63,6 +63,10 @@ impl Asked {
 
     /// The client has this content already. Quotes are optional, as Docker's own registry takes it.
     fn has(&self, digest: &Digest) -> bool {
+        // Hardly anybody asks like this: no text is made for the others.
+        if self.if_none_match.is_empty() {
+            return false;
+        }
         let digest = digest.to_string();
         self.if_none_match.iter().any(|tag| tag == "*" || tag.trim_start_matches("W/").trim_matches('"') == digest)
     }
@@ -87,8 +91,8 @@ impl Asked {
 
 /// `/v2/`.
 pub fn ping() -> Response {
-    let mut response = hyper::Response::new(Body::bytes(Bytes::from_static(b"{}")));
-    set(&mut response, header::CONTENT_TYPE, "application/json");
+    let mut response = new(Body::bytes(Bytes::from_static(b"{}")));
+    fix(&mut response, header::CONTENT_TYPE, "application/json");
     finish(response, Outcome::Local)
 }
 
@@ -99,7 +103,7 @@ pub fn manifest(answer: Answer<ManifestAnswer>, by_tag: bool, asked: &Asked) -> 
         _ if asked.has(&content.digest) => status(StatusCode::NOT_MODIFIED),
         Some(bytes) => part(&Content::Memory(bytes.clone()), bytes.len() as u64, &content.digest, asked),
         None => {
-            let mut response = hyper::Response::new(Body::empty());
+            let mut response = new(Body::empty());
             if let Some(size) = content.size {
                 set(&mut response, header::CONTENT_LENGTH, &size.to_string());
             }
@@ -114,10 +118,10 @@ pub fn manifest(answer: Answer<ManifestAnswer>, by_tag: bool, asked: &Asked) -> 
     }
     describe(&mut response, &content.digest);
     if by_tag {
-        set(&mut response, header::CACHE_CONTROL, "no-cache");
-        set(&mut response, header::VARY, "Accept");
+        fix(&mut response, header::CACHE_CONTROL, "no-cache");
+        fix(&mut response, header::VARY, "Accept");
     } else {
-        set(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
+        fix(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
     }
     finish(response, outcome)
 }
@@ -137,22 +141,22 @@ pub async fn blob(answer: Answer<BlobAnswer>, digest: &Digest, asked: &Asked) ->
             };
             match size {
                 Some(size) => part(&Content::Growing(growing), size, digest, asked),
-                None => hyper::Response::new(Body::whole(Content::Growing(growing), None)),
+                None => new(Body::whole(Content::Growing(growing), None)),
             }
         }
         BlobAnswer::Size(size) => sized(size, digest, asked),
     };
     if !response.headers().contains_key(header::CONTENT_TYPE) {
-        set(&mut response, header::CONTENT_TYPE, "application/octet-stream");
+        fix(&mut response, header::CONTENT_TYPE, "application/octet-stream");
     }
     describe(&mut response, digest);
-    set(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
+    fix(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
     Ok(finish(response, outcome))
 }
 
 /// HEAD of a blob whose bytes are not at hand.
 fn sized(size: Option<u64>, digest: &Digest, asked: &Asked) -> Response {
-    let mut response = hyper::Response::new(Body::empty());
+    let mut response = new(Body::empty());
     let Some(size) = size else { return response };
     let length = match asked.wanted(digest, size) {
         Wanted::One(range) => {
@@ -171,9 +175,9 @@ fn sized(size: Option<u64>, digest: &Digest, asked: &Asked) -> Response {
 /// The wanted part of a content of known size (RFC 9110 section 15.3.7).
 fn part(content: &Content, size: u64, digest: &Digest, asked: &Asked) -> Response {
     match asked.wanted(digest, size) {
-        Wanted::Whole => hyper::Response::new(Body::whole(content.clone(), Some(size))),
+        Wanted::Whole => new(Body::whole(content.clone(), Some(size))),
         Wanted::One(range) => {
-            let mut response = hyper::Response::new(Body::range(content.clone(), &range));
+            let mut response = new(Body::range(content.clone(), &range));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{}/{size}", range.start, range.end - 1));
             response
@@ -186,7 +190,7 @@ fn part(content: &Content, size: u64, digest: &Digest, asked: &Asked) -> Respons
                 let place = format!("Content-Range: bytes {}-{}/{size}", range.start, range.end - 1);
                 Bytes::from(format!("\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n{place}\r\n\r\n"))
             };
-            let mut response = hyper::Response::new(Body::ranges(content.clone(), ranges, Box::new(head), end));
+            let mut response = new(Body::ranges(content.clone(), ranges, Box::new(head), end));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, header::CONTENT_TYPE, &of_multipart);
             response
@@ -205,8 +209,8 @@ fn unsatisfiable(size: u64) -> Response {
 /// lead to another registry.
 pub fn tags(answer: &Answer<Tags>, name: &str, base: &str, namespace: Option<&Registry>) -> Response {
     let body = serde_json::json!({ "name": name, "tags": answer.content.tags });
-    let mut response = hyper::Response::new(Body::bytes(Bytes::from(body.to_string())));
-    set(&mut response, header::CONTENT_TYPE, "application/json");
+    let mut response = new(Body::bytes(Bytes::from(body.to_string())));
+    fix(&mut response, header::CONTENT_TYPE, "application/json");
     if let Some((n, last)) = &answer.content.next {
         let last = percent_encoding::utf8_percent_encode(last, percent_encoding::NON_ALPHANUMERIC);
         let n = n.map(|n| format!("n={n}&")).unwrap_or_default();
@@ -218,10 +222,10 @@ pub fn tags(answer: &Answer<Tags>, name: &str, base: &str, namespace: Option<&Re
 
 /// A page of referrers.
 pub fn referrers(answer: Answer<Referrers>) -> Response {
-    let mut response = hyper::Response::new(Body::bytes(answer.content.bytes));
-    set(&mut response, header::CONTENT_TYPE, OCI_INDEX);
+    let mut response = new(Body::bytes(answer.content.bytes));
+    fix(&mut response, header::CONTENT_TYPE, OCI_INDEX);
     if answer.content.filtered {
-        set(&mut response, OCI_FILTERS, "artifactType");
+        fix(&mut response, OCI_FILTERS, "artifactType");
     }
     finish(response, answer.outcome)
 }
@@ -255,22 +259,22 @@ struct Verdict {
 }
 
 /// Answers a problem. `id` is the request's, for the operator to find it in the log.
-pub fn problem(problem: &Problem, id: &str) -> Response {
+pub fn problem(problem: &Problem, id: Id) -> Response {
     let Verdict { status, code, mut message } = verdict(problem);
     if status.is_server_error() {
         let _ = write!(message, " (request {id})");
     }
     let mut response = json_error(status, code, &message);
-    set(&mut response, REQUEST_ID, id);
-    set(&mut response, header::CACHE_CONTROL, "no-store");
+    set(&mut response, REQUEST_ID, &id.to_string());
+    fix(&mut response, header::CACHE_CONTROL, "no-store");
     match problem {
         Problem::Route(NoRoute::Method) => {
-            set(&mut response, header::ALLOW, "GET, HEAD");
+            fix(&mut response, header::ALLOW, "GET, HEAD");
             // The body of a push is not read: it may be gigabytes.
-            set(&mut response, header::CONNECTION, "close");
+            fix(&mut response, header::CONNECTION, "close");
         }
-        Problem::Request(_) => set(&mut response, header::CONNECTION, "close"),
-        Problem::Challenge => set(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
+        Problem::Request(_) => fix(&mut response, header::CONNECTION, "close"),
+        Problem::Challenge => fix(&mut response, header::WWW_AUTHENTICATE, "Basic realm=\"millpond\", charset=\"UTF-8\""),
         Problem::Limited(after) | Problem::Pull(pull::Error::RateLimited(after) | pull::Error::Refuted(after)) => {
             set(&mut response, header::RETRY_AFTER, &retry_after(*after));
         }
@@ -371,30 +375,30 @@ fn retry_after(after: Duration) -> String {
 
 fn json_error(status: StatusCode, code: &str, message: &str) -> Response {
     let body = serde_json::json!({ "errors": [{ "code": code, "message": message }] });
-    let mut response = hyper::Response::new(Body::bytes(Bytes::from(body.to_string())));
+    let mut response = new(Body::bytes(Bytes::from(body.to_string())));
     *response.status_mut() = status;
-    set(&mut response, header::CONTENT_TYPE, "application/json");
+    fix(&mut response, header::CONTENT_TYPE, "application/json");
     response
 }
 
 fn status(status: StatusCode) -> Response {
-    let mut response = hyper::Response::new(Body::empty());
+    let mut response = new(Body::empty());
     *response.status_mut() = status;
     response
 }
 
 /// Says which content it is.
 fn describe(response: &mut Response, digest: &Digest) {
-    let digest = digest.to_string();
-    set(response, header::ETAG, &format!("\"{digest}\""));
-    set(response, CONTENT_DIGEST, &digest);
-    set(response, header::ACCEPT_RANGES, "bytes");
+    let digest = digest.text();
+    set(response, header::ETAG, &format!("\"{}\"", digest.as_str()));
+    set(response, CONTENT_DIGEST, digest.as_str());
+    fix(response, header::ACCEPT_RANGES, "bytes");
 }
 
 /// What every answer carries.
 fn finish(mut response: Response, outcome: Outcome) -> Response {
-    set(&mut response, API_VERSION, "registry/2.0");
-    set(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    fix(&mut response, API_VERSION, "registry/2.0");
+    fix(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(outcome.cache_status()));
     if let Some(length) = response.body().len()
         && !response.headers().contains_key(header::CONTENT_LENGTH)
@@ -410,6 +414,21 @@ fn finish(mut response: Response, outcome: Outcome) -> Response {
 /// The registry that `?ns=` chose (distribution-spec, "Registry Proxying").
 pub fn in_namespace(response: &mut Response, namespace: &Registry) {
     set(response, OCI_NAMESPACE, namespace.as_str());
+}
+
+/// Headers that an answer has, at the most that is usual: then their table is made once, of this size, and does not grow.
+const HEADERS: usize = 12;
+
+/// An answer with this body, and without headers.
+fn new(body: Body) -> Response {
+    let mut response = hyper::Response::new(body);
+    response.headers_mut().reserve(HEADERS);
+    response
+}
+
+/// A header that is always the same.
+fn fix(response: &mut Response, name: HeaderName, value: &'static str) {
+    response.headers_mut().insert(name, HeaderValue::from_static(value));
 }
 
 /// Values are made of digests, numbers, names and constants: all of them fit into a header.
@@ -526,16 +545,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_is_told_in_the_registrys_words_and_a_fault_only_by_its_number() {
-        let response = problem(&Problem::Pull(pull::Error::NotFound(Kind::Blob)), "id1");
+        let response = problem(&Problem::Pull(pull::Error::NotFound(Kind::Blob)), Id::new());
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         let body = response.into_body().collect().await.expect("whole").to_bytes();
         let json: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!(json["errors"][0]["code"], "BLOB_UNKNOWN");
-        let response = problem(&Problem::Internal, "id2");
+        let id = Id::new();
+        let response = problem(&Problem::Internal, id);
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body = response.into_body().collect().await.expect("whole").to_bytes();
-        assert!(String::from_utf8_lossy(&body).contains("id2"));
-        let response = problem(&Problem::Pull(pull::Error::RateLimited(Duration::from_millis(1_500))), "id3");
+        assert!(String::from_utf8_lossy(&body).contains(&id.to_string()));
+        let response = problem(&Problem::Pull(pull::Error::RateLimited(Duration::from_millis(1_500))), id);
         assert_eq!(
             (response.status(), &response.headers()["retry-after"]),
             (StatusCode::TOO_MANY_REQUESTS, &HeaderValue::from_static("2"))

@@ -310,9 +310,9 @@ impl Cache {
         self.0.disk.commit(bytes, commit).await;
     }
 
-    /// Looks at the disk, or goes without what it does not say in time.
+    /// Looks at the disk, or goes without what it does not say in time. On the heap: what is in memory is to need no room for it.
     pub(super) async fn look<T: Send + 'static>(&self, look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-        self.0.disk.ask(Call::Look, look).await.ok().flatten()
+        Box::pin(self.0.disk.ask(Call::Look, look)).await.ok().flatten()
     }
 }
 

@@ -28,7 +28,7 @@ impl Pull {
         from: u64,
     ) -> Result<Answer<BlobAnswer>, Error> {
         for turn in 1..=TURNS {
-            self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
+            self.check_absent(repository, Kind::Blob, digest)?;
             let found = self.0.cache.blob_from(digest, from).await;
             if let Found::Growing(growing) = &found
                 && let Err(failure) = growing.opened().await
@@ -46,12 +46,12 @@ impl Pull {
                     Standing::Fine => {}
                     Standing::Unclaimed => {
                         drop(found);
-                        self.ask_blob(asker, upstream, repository, digest).await?;
+                        Box::pin(self.ask_blob(asker, upstream, repository, digest)).await?;
                         continue;
                     }
                     Standing::Unproven => {
                         drop(found);
-                        self.prove(upstream, repository, digest).await?;
+                        Box::pin(self.prove(upstream, repository, digest)).await?;
                         continue;
                     }
                 }
@@ -60,7 +60,7 @@ impl Pull {
                 Found::Memory(bytes) => return Ok(Answer { content: BlobAnswer::Memory(bytes), outcome: Outcome::Hit }),
                 Found::Whole(blob) => return Ok(Answer { content: BlobAnswer::Whole(blob), outcome: Outcome::Hit }),
                 Found::Growing(growing) => return Ok(arriving(growing, Outcome::Collapsed)),
-                Found::Missing(permit) => match self.fetch_blob(permit, upstream, repository).await {
+                Found::Missing(permit) => match Box::pin(self.fetch_blob(permit, upstream, repository)).await {
                     Err(failure) if failure.is_of_this_transfer() && turn < TURNS => {}
                     other => return other.map_err(|failure| self.blob_error(&failure)),
                 },
@@ -98,10 +98,10 @@ impl Pull {
         if let Some(size) = size.filter(|_| may_show) {
             return Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit });
         }
-        match self.ask_blob(asker, upstream, repository, digest).await {
+        match Box::pin(self.ask_blob(asker, upstream, repository, digest)).await {
             Ok(size) => Ok(Answer { content: BlobAnswer::Size(size), outcome: Outcome::Passed }),
             Err(error) if may_show && !error.is_definite() => {
-                let size = self.verified_size(upstream, repository, digest).await.ok_or(error)?;
+                let size = Box::pin(self.verified_size(upstream, repository, digest)).await.ok_or(error)?;
                 Ok(Answer { content: BlobAnswer::Size(Some(size)), outcome: Outcome::Hit })
             }
             Err(error) => Err(error),
@@ -129,7 +129,7 @@ impl Pull {
             return Err(Error::Offline(Kind::Blob));
         }
         let as_anyone = self.asks_as_anyone(asker, upstream, repository, digest).await;
-        self.check_absent(repository, &blob_key(digest), Kind::Blob)?;
+        self.check_absent(repository, Kind::Blob, digest)?;
         if as_anyone && self.0.memory.hidden.get(&(repository.clone(), What::Blob(*digest))).is_some() {
             return Err(Error::NotFound(Kind::Blob));
         }
@@ -138,7 +138,7 @@ impl Pull {
         let ask = || async move {
             let (repository, digest, as_anyone) = key;
             // Somebody else may have been answered between our look and our turn.
-            pull.check_absent(&repository, &blob_key(&digest), Kind::Blob)?;
+            pull.check_absent(&repository, Kind::Blob, &digest)?;
             let answer = if as_anyone {
                 upstream.head_blob_as_anyone(&repository.name, &digest).await
             } else {
@@ -146,7 +146,7 @@ impl Pull {
             };
             let size = pull.judged(&repository, Kind::Blob, answer).inspect_err(|error| {
                 if !as_anyone {
-                    pull.note_absent(&repository, &blob_key(&digest), error);
+                    pull.note_absent(&repository, Kind::Blob, &digest, error);
                 } else if error.is_definite() {
                     // That says nothing to those who ask with a login.
                     pull.0.memory.hidden.put((repository.clone(), What::Blob(digest)), ());
@@ -169,8 +169,8 @@ fn arriving(growing: Growing, outcome: Outcome) -> Answer<BlobAnswer> {
     Answer { content: BlobAnswer::Growing(growing), outcome }
 }
 
-/// A blob may be absent where a manifest of the same digest is not.
-pub(super) fn blob_key(digest: &Digest) -> String {
+/// A blob may be wrong where a manifest of the same digest is not.
+fn blob_key(digest: &Digest) -> String {
     format!("blob {digest}")
 }
 
@@ -245,7 +245,7 @@ impl Source for UpstreamBlob {
         };
         let failure = failure(&error);
         if matches!(failure, Failure::NotFound) {
-            self.pull.note_absent(&self.repository, &blob_key(&self.digest), &Error::of_fill(&failure));
+            self.pull.note_absent(&self.repository, Kind::Blob, &self.digest, &Error::of_fill(&failure));
         } else {
             tracing::warn!(repository = %self.repository, digest = %self.digest, offset, %error, "an upstream did not deliver a blob");
         }

@@ -128,7 +128,7 @@ impl Pull {
             Some(Found::Growing(growing)) => growing.origin(),
             _ => None,
         };
-        let Some(owners) = self.0.cache.withheld(digest).await else {
+        let Some(owners) = Box::pin(self.0.cache.withheld(digest)).await else {
             // Once anybody could have it, it is no secret any more. Of what is still arriving that is not known.
             if shown && matches!(found, Some(Found::Memory(_) | Found::Whole(_))) {
                 memory.cleared.put(key, ());
@@ -139,7 +139,7 @@ impl Pull {
         if !is_owner && origin != Some(&repository.registry) {
             return Standing::Unproven;
         }
-        if memory.claimed.get(&key).is_none() && !self.0.cache.claims(repository, digest).await {
+        if memory.claimed.get(&key).is_none() && !Box::pin(self.0.cache.claims(repository, digest)).await {
             return Standing::Unclaimed;
         }
         if is_owner {
@@ -171,7 +171,7 @@ impl Pull {
         if self.offline() {
             return Err(Error::Offline(Kind::Blob));
         }
-        self.check_absent(repository, &super::blob::blob_key(digest), Kind::Blob)?;
+        self.check_absent(repository, Kind::Blob, digest)?;
         let key = (repository.clone(), *digest);
         let (pull, upstream) = (self.clone(), upstream.clone());
         let proof = self.0.memory.proofs.run(key.clone(), &self.0.tasks, || pull.fetch_proof(upstream, key));
@@ -185,8 +185,8 @@ impl Pull {
         tracing::info!(%repository, %digest, "held, but got with a login elsewhere: fetched once more, to see that this registry has it too");
         let (custody, body) =
             tokio::join!(self.custody(&upstream, &repository, What::Blob(digest)), upstream.blob(&repository.name, &digest, 0));
-        let absent = super::blob::blob_key(&digest);
-        let body = self.judged(&repository, Kind::Blob, body).inspect_err(|error| self.note_absent(&repository, &absent, error))?;
+        let body =
+            self.judged(&repository, Kind::Blob, body).inspect_err(|error| self.note_absent(&repository, Kind::Blob, &digest, error))?;
         let size = self.0.cache.blob_size(&digest, None).await.unwrap_or(u64::MAX);
         let (mut hasher, mut received, mut body) = (digest.hasher(), 0, body);
         loop {
@@ -203,7 +203,7 @@ impl Pull {
         if received > size || hasher.finish() != digest {
             self.0.fills.metrics.verify_failed();
             tracing::error!(%repository, %digest, received, "a registry claims a blob of another one that it does not have; it is not served there");
-            self.note_absent(&repository, &absent, &Error::NotFound(Kind::Blob));
+            self.note_absent(&repository, Kind::Blob, &digest, &Error::NotFound(Kind::Blob));
             return Err(Error::BadUpstream);
         }
         let may_store = self.take_into_custody(&repository, &digest, custody, true).await.map_err(|_| Error::Abandoned)?;

@@ -100,10 +100,11 @@ impl Pull {
         if self.offline() {
             return Err(Error::Offline(Kind::Referrers));
         }
-        let what = format!("referrers {digest}");
-        self.check_absent(repository, &what, Kind::Referrers)?;
+        self.check_absent(repository, Kind::Referrers, digest)?;
         let answer = upstream.referrers(&repository.name, digest, artifact_types).await;
-        let page = self.judged(repository, Kind::Referrers, answer).inspect_err(|error| self.note_absent(repository, &what, error))?;
+        let page = self
+            .judged(repository, Kind::Referrers, answer)
+            .inspect_err(|error| self.note_absent(repository, Kind::Referrers, digest, error))?;
         let (mut pages, mut filtered, mut next) = (vec![page.bytes], page.filters_applied, page.next);
         // A client that is given one page of several, and no link to the next, takes it for the whole.
         while let Some(query) = next {

@@ -18,10 +18,21 @@ impl Pull {
         if let Some(held) = self.0.cache.manifest(repository, digest).await {
             return Ok(Answer { content: ManifestAnswer::held(*digest, held), outcome: Outcome::Hit });
         }
+        Box::pin(self.by_digest_elsewhere(upstream, repository, digest, head)).await
+    }
+
+    /// A manifest by digest that is not held.
+    async fn by_digest_elsewhere(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+        head: bool,
+    ) -> Result<Answer<ManifestAnswer>, Error> {
         if self.offline() {
             return Err(Error::Offline(Kind::Manifest));
         }
-        self.check_absent(repository, &digest.to_string(), Kind::Manifest)?;
+        self.check_absent(repository, Kind::Manifest, digest)?;
         if head {
             return self.head_digest(upstream, repository, digest).await;
         }
@@ -32,7 +43,7 @@ impl Pull {
             if let Some(held) = pull.0.cache.manifest(&key.0, &key.1).await {
                 return Ok(held);
             }
-            pull.check_absent(&key.0, &key.1.to_string(), Kind::Manifest)?;
+            pull.check_absent(&key.0, Kind::Manifest, &key.1)?;
             let reference = Reference::Digest(key.1);
             pull.fetch_manifest(&upstream, &key.0, &reference).await.map(|(_, held)| held)
         };
@@ -47,7 +58,7 @@ impl Pull {
         let answer = upstream.head_manifest(&repository.name, &Reference::Digest(*digest)).await;
         let answer = self
             .judged(repository, Kind::Manifest, answer)
-            .inspect_err(|error| self.note_absent(repository, &digest.to_string(), error))?;
+            .inspect_err(|error| self.note_absent(repository, Kind::Manifest, digest, error))?;
         if answer.digest.is_some_and(|said| said.algorithm() == digest.algorithm() && said != *digest) {
             return Err(Error::BadUpstream);
         }
@@ -68,7 +79,9 @@ impl Pull {
         }
         let (custody, answer) =
             tokio::join!(self.custody(upstream, repository, What::of(reference)), upstream.manifest(&repository.name, reference));
-        let fetched = self.judged(repository, Kind::Manifest, answer).inspect_err(|error| self.note_absent(repository, &what, error))?;
+        let fetched = self
+            .judged(repository, Kind::Manifest, answer)
+            .inspect_err(|error| self.note_absent(repository, Kind::Manifest, reference, error))?;
         let digest = match (reference, fetched.digest) {
             (Reference::Digest(digest), _) => *digest,
             (Reference::Tag(_), Some(digest)) => digest,
@@ -125,8 +138,8 @@ impl Pull {
     }
 
     /// Whether the upstream said a moment ago that this is not there.
-    pub(super) fn check_absent(&self, repository: &Repository, what: &str, kind: Kind) -> Result<(), Error> {
-        match self.0.memory.absent.get(&(repository.clone(), what.to_owned())) {
+    pub(super) fn check_absent(&self, repository: &Repository, kind: Kind, what: impl Into<Reference>) -> Result<(), Error> {
+        match self.0.memory.absent.get(&(repository.clone(), kind, what.into())) {
             Some(()) => Err(Error::NotFound(kind)),
             None => Ok(()),
         }
@@ -139,9 +152,9 @@ impl Pull {
         }
     }
 
-    pub(super) fn note_absent(&self, repository: &Repository, what: &str, error: &Error) {
+    pub(super) fn note_absent(&self, repository: &Repository, kind: Kind, what: impl Into<Reference>, error: &Error) {
         if matches!(error, Error::NotFound(_) | Error::NotShown(_)) {
-            self.0.memory.absent.put((repository.clone(), what.to_owned()), ());
+            self.0.memory.absent.put((repository.clone(), kind, what.into()), ());
         }
     }
 }

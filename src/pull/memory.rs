@@ -12,7 +12,8 @@ use super::private::What;
 use super::refuted::Refuted;
 use super::search::{ANSWER_FOR, ANSWERS_MAX, Question};
 use crate::cache::{Coalesce, HeldManifest, Recent};
-use crate::oci::{Digest, MediaType, Registry, Repository, Tag};
+use crate::observe::Kind;
+use crate::oci::{Digest, MediaType, Reference, Registry, Repository, Tag};
 use crate::upstream::{Results, Sight};
 
 /// How long a 404 is remembered: clients that look for signatures ask for many things that are not there.
@@ -47,8 +48,8 @@ pub(super) struct Announced {
     pub(super) size: Option<u64>,
 }
 
-/// A digest or a tag that the upstream says is not there.
-pub(super) type Absent = (Repository, String);
+/// What the upstream says is not there. A blob may be absent where a manifest of the same digest is not.
+pub(super) type Absent = (Repository, Kind, Reference);
 
 pub(super) struct Memory {
     pub(super) announced: Recent<(Repository, Tag), Announced>,

@@ -48,18 +48,15 @@ impl Pull {
     pub(super) async fn check_visible(&self, asker: Asker, upstream: &Upstream, repository: &Repository, what: What) -> Result<(), Error> {
         let kind = what.kind();
         let open = asker.authenticated || upstream.private() == Private::Anyone;
-        if open || self.is_visible_to_anyone(upstream, repository, what).await {
+        // A repository of which anything is visible to anyone is public as a whole: that is how registries grant it.
+        if open || self.0.memory.public.get(repository).is_some() || Box::pin(self.is_visible_to_anyone(upstream, repository, what)).await {
             return Ok(());
         }
         Err(Error::NotFound(kind))
     }
 
-    /// A repository of which anything is visible to anyone is public as a whole: that is how registries grant it. That one
-    /// thing is not visible proves nothing of the others, for it may not exist.
+    /// That one thing is not visible proves nothing of the others, for it may not exist.
     async fn is_visible_to_anyone(&self, upstream: &Upstream, repository: &Repository, what: What) -> bool {
-        if self.0.memory.public.get(repository).is_some() {
-            return true;
-        }
         if !upstream.has_credentials() && self.0.cache.visibility(repository).await != Some(Visibility::Private) {
             // Whatever millpond gets there anybody could have got.
             self.0.memory.public.put(repository.clone(), ());

@@ -32,7 +32,7 @@ pub(super) struct Refuted {
     table: Mutex<HashMap<Key, Entry>>,
 }
 
-/// A content, as [`super::memory::Absent`] names it.
+/// A content: a tag, a digest, or a digest that is said to be a blob's.
 type Key = (Repository, String);
 
 struct Entry {

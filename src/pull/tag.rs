@@ -39,9 +39,9 @@ impl Pull {
             Verdict::Believe => Ok(serve(held, Outcome::Hit)?),
             Verdict::Stale => Ok(serve(held, Outcome::Stale)?),
             Verdict::Absent => Err(Error::Offline(Kind::Manifest)),
-            Verdict::Ask if head => self.announced(upstream, repository, tag).await,
-            Verdict::Ask => self.fetch_tag(upstream, repository, tag).await,
-            Verdict::AskOrStale => self.confirm(upstream, repository, tag, held, head).await,
+            Verdict::Ask if head => Box::pin(self.announced(upstream, repository, tag)).await,
+            Verdict::Ask => Box::pin(self.fetch_tag(upstream, repository, tag)).await,
+            Verdict::AskOrStale => Box::pin(self.confirm(upstream, repository, tag, held, head)).await,
         }
     }
 
@@ -140,7 +140,7 @@ impl Pull {
         if let Some(announced) = self.0.memory.announced.get(&key) {
             return Ok(announced);
         }
-        self.check_absent(repository, tag.as_str(), Kind::Manifest)?;
+        self.check_absent(repository, Kind::Manifest, tag)?;
         let (pull, upstream) = (self.clone(), upstream.clone());
         let (_, answer) = self.0.memory.heads.run(key.clone(), &self.0.tasks, || pull.ask_upstream(upstream, key)).await;
         answer.unwrap_or(Err(Error::Abandoned))
@@ -148,7 +148,7 @@ impl Pull {
 
     /// What somebody else was told between our look and our turn: nobody asks the same thing twice.
     async fn settled_meanwhile(&self, repository: &Repository, tag: &Tag) -> Result<Option<(Digest, HeldManifest)>, Error> {
-        self.check_absent(repository, tag.as_str(), Kind::Manifest)?;
+        self.check_absent(repository, Kind::Manifest, tag)?;
         let held = self.held_tag(repository, tag).await;
         let young = held.filter(|(tag, _)| tag.age.is_some_and(|age| age < self.0.config.tag_ttl));
         Ok(young.map(|(tag, manifest)| (tag.digest, manifest)))
@@ -163,8 +163,9 @@ impl Pull {
         }
         let reference = Reference::Tag(tag.clone());
         let answer = upstream.head_manifest(&repository.name, &reference).await;
-        let answer =
-            self.judged(&repository, Kind::Manifest, answer).inspect_err(|error| self.note_absent(&repository, tag.as_str(), error));
+        let answer = self
+            .judged(&repository, Kind::Manifest, answer)
+            .inspect_err(|error| self.note_absent(&repository, Kind::Manifest, &tag, error));
         let answer = match answer {
             Err(error @ Error::NotFound(_)) => {
                 self.0.cache.drop_tag(&repository, &tag).await;
@@ -193,7 +194,7 @@ impl Pull {
             // Somebody asked for its digest a moment ago: by digest it is shared with all who have that from the HEAD.
             return self.by_digest(upstream, repository, &announced.digest, false).await;
         }
-        self.check_absent(repository, tag.as_str(), Kind::Manifest)?;
+        self.check_absent(repository, Kind::Manifest, tag)?;
         let (pull, upstream) = (self.clone(), upstream.clone());
         let shared = key.clone();
         let fetch = || async move {

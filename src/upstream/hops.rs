@@ -21,9 +21,9 @@ const DIGITS: usize = 16;
 /// Mirrors in a row: a branch office, a site, a region and the world are four. Whatever came through more goes in circles.
 const HOPS_MAX: usize = 8;
 
-/// This process, among mirrors.
+/// This process, among mirrors: its name, and what it says for a request that came straight from a client.
 #[derive(Debug, Clone)]
-pub(super) struct Hop(Arc<str>);
+pub(super) struct Hop(Arc<str>, HeaderValue);
 
 /// The mirrors that a request came through before this one.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +37,9 @@ pub struct Loop;
 impl Hop {
     /// A name that no other process has.
     pub(super) fn new() -> Self {
-        Self(format!("{PREFIX}{:016x}", fastrand::u64(..)).into())
+        let name = format!("{PREFIX}{:016x}", fastrand::u64(..));
+        let alone = via(&format!("1.1 {name}"));
+        Self(name.into(), alone)
     }
 
     /// Reads a request's `Via`.
@@ -59,12 +61,15 @@ impl Hop {
 
     /// What to send on behalf of a request that came through those.
     pub(super) fn via(&self, hops: &Hops) -> HeaderValue {
-        let text = match &hops.0 {
-            Some(before) => format!("{before}, 1.1 {}", self.0),
-            None => format!("1.1 {}", self.0),
-        };
-        HeaderValue::from_str(&text).expect("letters and digits")
+        match &hops.0 {
+            Some(before) => via(&format!("{before}, 1.1 {}", self.0)),
+            None => self.1.clone(),
+        }
     }
+}
+
+fn via(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("letters and digits")
 }
 
 fn is_mirror(name: &str) -> bool {
