@@ -77,7 +77,7 @@ impl Handler {
             reply::in_namespace(&mut response, namespace);
         }
         let subject = subject(request.method(), routed.as_ref().ok());
-        let outcome = response.extensions().get::<Outcome>().copied().unwrap_or(Outcome::Local);
+        let outcome = response.body().outcome.unwrap_or(Outcome::Local);
         let kind = routed.as_ref().map_or(Kind::Other, Routed::kind);
         let upstream = subject.repository.as_ref().map(|repository| &repository.registry);
         self.metrics.answered(upstream, kind, outcome, started.elapsed());

@@ -86,6 +86,8 @@ pub mod doctor;
 
 pub mod observe;
 
+pub mod log;
+
 pub mod oci;
 
 pub mod version;

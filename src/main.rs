@@ -4,9 +4,10 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use millpond::config::{Config, LogFormat};
+use millpond::log::{EnvFilter, Log};
 use millpond::serve::{Parts, Reload, Server, Tuning};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::LevelFilter;
 
 mod cli;
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
 
 fn serve(args: cli::Serve) -> Result<Exit, Exit> {
     let config = cli::configure(args)?;
-    logs(config.log)?;
+    let log = logs(config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     let exit = runtime.block_on(async {
         let stop = stop_signal().map_err(failed)?;
@@ -33,6 +34,7 @@ fn serve(args: cli::Serve) -> Result<Exit, Exit> {
     });
     // All that must be written is; a disk that hangs must not keep the process.
     runtime.shutdown_background();
+    log.close();
     exit
 }
 
@@ -58,19 +60,16 @@ async fn run(config: Config, stop: impl Future<Output = ()>) -> Exit {
 }
 
 /// From here on everything that is said is a log line, on standard error. `RUST_LOG` chooses which.
-fn logs(format: LogFormat) -> Result<(), Exit> {
+fn logs(format: LogFormat) -> Result<Log, Exit> {
     let info = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
     let filter = info.from_env().map_err(|error| cli::complain(&format_args!("environment RUST_LOG: {error}\n")))?;
     let terminal = io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let json = format == LogFormat::Json || (format == LogFormat::Auto && !terminal);
     // Colours on a terminal only, and not there either if NO_COLOR is set.
-    let log = if terminal { log } else { log.with_ansi(false) };
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Auto if terminal => log.init(),
-        LogFormat::Json | LogFormat::Auto => log.json().flatten_event(true).init(),
-    }
-    Ok(())
+    let ansi = terminal && std::env::var("NO_COLOR").map_or(true, |value| value.is_empty());
+    let log = Log::to(io::stderr()).map_err(|error| cli::complain(&format_args!("the log: {error}\n")))?;
+    log.install(json, ansi, filter);
+    Ok(log)
 }
 
 /// Ready at the first SIGTERM or SIGINT. Once this was called, neither of them ends the process by itself.

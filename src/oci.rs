@@ -8,13 +8,15 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sha2::Digest as _;
 
 mod manifest;
+mod text;
 
 pub use manifest::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+pub use text::DigestText;
 
 /// The longest repository name, in bytes. The specification asks clients to keep host and name within 255.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -105,7 +107,8 @@ impl Registry {
         if text.len() > NAME_BYTES_MAX || !port_ok || !host.split('.').all(label) {
             return Err(Invalid::Registry);
         }
-        Ok(Self(text.to_ascii_lowercase().into()))
+        let is_lower = !text.bytes().any(|b| b.is_ascii_uppercase());
+        Ok(Self(if is_lower { text.into() } else { text.to_ascii_lowercase().into() }))
     }
 
     /// Whether a path component is the name of a registry rather than the first part of a repository name: the rule
@@ -116,7 +119,8 @@ impl Registry {
 
     /// Docker Hub, the registry that is meant when none is named.
     pub fn docker_hub() -> Self {
-        Self("docker.io".into())
+        static HUB: LazyLock<Registry> = LazyLock::new(|| Registry("docker.io".into()));
+        HUB.clone()
     }
 
     /// As text.
@@ -230,56 +234,12 @@ impl Digest {
         }
     }
 
-    /// The hash in hexadecimal, without the algorithm.
-    pub fn hex(&self) -> String {
-        self.text().hex().to_owned()
-    }
-
-    /// As it is spelled: `sha256:` and its digits. Made without an allocation, for it is made for every answer.
-    pub fn text(&self) -> DigestText {
-        let name = self.algorithm().as_str().as_bytes();
-        let mut text = DigestText { bytes: [b':'; DIGEST_BYTES_MAX], colon: name.len(), len: name.len() + 1 + self.as_bytes().len() * 2 };
-        text.bytes[..text.colon].copy_from_slice(name);
-        let digits = &mut text.bytes[text.colon + 1..text.len];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.as_bytes()) {
-            pair[0] = HEX[usize::from(byte >> 4)];
-            pair[1] = HEX[usize::from(byte & 15)];
-        }
-        text
-    }
-
     /// The tag under which referrers are listed by a registry without the referrers API (distribution-spec 1.1,
     /// "Referrers Tag Schema": the encoded part is cut at 64 characters).
     pub fn referrers_tag(&self) -> Tag {
         let mut hex = self.hex();
         hex.truncate(64);
         Tag(format!("{}-{hex}", self.algorithm().as_str()).into())
-    }
-}
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
-
-/// The longest digest: `sha512:` and 128 digits.
-const DIGEST_BYTES_MAX: usize = 7 + 128;
-
-/// A digest as text, without an allocation.
-#[derive(Clone, Copy)]
-pub struct DigestText {
-    bytes: [u8; DIGEST_BYTES_MAX],
-    colon: usize,
-    len: usize,
-}
-
-impl DigestText {
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        // It is made of letters and digits: never the default.
-        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
-    }
-
-    /// Without the algorithm.
-    pub fn hex(&self) -> &str {
-        &self.as_str()[self.colon + 1..]
     }
 }
 

@@ -265,7 +265,7 @@ pub fn problem(problem: &Problem, id: Id) -> Response {
         let _ = write!(message, " (request {id})");
     }
     let mut response = json_error(status, code, &message);
-    set(&mut response, REQUEST_ID, &id.to_string());
+    set(&mut response, REQUEST_ID, id.as_str());
     fix(&mut response, header::CACHE_CONTROL, "no-store");
     match problem {
         Problem::Route(NoRoute::Method) => {
@@ -407,7 +407,7 @@ fn finish(mut response: Response, outcome: Outcome) -> Response {
         // Set here and not left to hyper: HEAD has it too.
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
-    response.extensions_mut().insert(outcome);
+    response.body_mut().outcome = Some(outcome);
     response
 }
 

@@ -307,11 +307,25 @@ fn repository(
 
 /// Decodes a path segment once. What it decodes to must be text, and a decoded slash does not make two segments.
 fn decode(segment: &str) -> Result<Cow<'_, str>, NoRoute> {
+    // As nearly all are written.
+    if !segment.contains('%') {
+        return Ok(Cow::Borrowed(segment));
+    }
     let decoded = percent_decode_str(segment).decode_utf8().map_err(|_| NoRoute::Invalid(Invalid::Name))?;
     if decoded.contains('/') {
         return Err(NoRoute::Invalid(Invalid::Name));
     }
     Ok(decoded)
+}
+
+/// Decodes the value of a parameter, in which a plus is a space.
+fn spelled(value: &str) -> Result<Cow<'_, str>, NoRoute> {
+    if !value.contains(['+', '%']) {
+        return Ok(Cow::Borrowed(value));
+    }
+    let spaced = value.replace('+', " ");
+    let decoded = percent_decode_str(&spaced).decode_utf8().map_err(|_| NoRoute::Query)?;
+    Ok(Cow::Owned(decoded.into_owned()))
 }
 
 /// The parameters that mean something; others are harmless.
@@ -331,9 +345,8 @@ impl Query {
         for pair in text.unwrap_or_default().split('&') {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = || {
-                let spaced = value.replace('+', " ");
-                let value = percent_decode_str(&spaced).decode_utf8().map_err(|_| NoRoute::Query)?;
-                if value.chars().any(char::is_control) { Err(NoRoute::Query) } else { Ok(value.into_owned()) }
+                let value = spelled(value)?;
+                if value.chars().any(char::is_control) { Err(NoRoute::Query) } else { Ok(value) }
             };
             match key {
                 "ns" => {
@@ -346,8 +359,8 @@ impl Query {
                 "n" => query.n = Some(value()?.parse::<u32>().map_err(|_| NoRoute::Page)?.min(PAGE_MAX)),
                 "page" => query.page = value()?.parse::<u32>().ok(),
                 "q" => query.term = Some(value()?.trim().to_owned()).filter(|term| !term.is_empty()),
-                "last" => query.last = Some(value()?).filter(|last| !last.is_empty()),
-                "artifactType" if query.artifact_types.len() < ARTIFACT_TYPES_MAX => query.artifact_types.push(value()?),
+                "last" => query.last = Some(value()?.into_owned()).filter(|last| !last.is_empty()),
+                "artifactType" if query.artifact_types.len() < ARTIFACT_TYPES_MAX => query.artifact_types.push(value()?.into_owned()),
                 "artifactType" => return Err(NoRoute::Query),
                 _ => {}
             }

@@ -64,6 +64,15 @@ pub fn check<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
 
 /// `uri-host [ ":" port ]`, with no user before it and a port that exists.
 fn is_host(text: &str) -> bool {
+    // As nearly all are written: a name or an IPv4 address, perhaps with a port.
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_plain = |text: &str, of: fn(u8) -> bool| !text.is_empty() && text.bytes().all(of);
+    if is_plain(host, |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
+        && is_plain(port, |byte| byte.is_ascii_digit())
+        && port.parse::<u16>().is_ok()
+    {
+        return true;
+    }
     // The http crate wants a digit after the colon, the RFC does not.
     let text = text.strip_suffix(':').map_or(Cow::Borrowed(text), |host| Cow::Owned(format!("{host}:0")));
     let Ok(authority) = text.parse::<Authority>() else { return false };

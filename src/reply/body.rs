@@ -21,7 +21,7 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
 use crate::listen;
-use crate::observe::Line;
+use crate::observe::{Line, Outcome};
 
 /// How often a body asks for its content anew: a held file that cannot be read, the transfer that replaces it and cannot be
 /// read either, and the one after that, which does without the disk; and once for luck.
@@ -59,6 +59,8 @@ pub struct Body {
     current: Option<Flow>,
     /// Bytes still to come, where that is known.
     left: Option<u64>,
+    /// How the answer came about.
+    pub(crate) outcome: Option<Outcome>,
     line: Option<Line>,
     /// Where the current part is, for it to go on there.
     place: Option<Place>,

@@ -21,6 +21,7 @@ mod faults; // upstreams that cut, stall, lie, refuse, redirect; what is held is
 mod find; // search and the catalog: what the registry finds and what is held, as one; nothing private for strangers
 mod flight; // many clients, one fetch; leaving, slow and late ones; a dead leader strands nobody
 mod leak; // passwords, tokens and secret paths: in no log line, at no level, in no metric and no answer
+mod log; // every request is a line; who does not read them holds up nobody
 mod login; // who is challenged, who is served; guesses; certificates and users that change
 mod private; // who may see what only the mirror's own login can see
 mod pull; // by tag, by digest, HEAD, index, every endpoint; the second pull costs no upstream request

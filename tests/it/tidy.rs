@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("version", &[]),
-    ("observe", &["oci"]),
+    ("log", &[]),
+    ("observe", &["oci", "log"]),
     ("route", &["oci", "observe"]),
     ("listen", &[]),
     ("access", &[]),

@@ -83,9 +83,11 @@ impl Process {
         self.child.id().expect("it was not waited for")
     }
 
-    /// What it has logged until now, if it is [`Builder::quiet`] or [`Builder::traced`].
+    /// What it has logged until now, if it is [`Builder::quiet`] or [`Builder::traced`]: whole lines, for it may be writing one.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.settings.home().join("log")).unwrap()).into_owned()
+        let mut log = std::fs::read(self.settings.home().join("log")).unwrap();
+        log.truncate(log.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1));
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     /// Any signal.
