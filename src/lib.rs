@@ -88,4 +88,6 @@ pub mod observe;
 
 pub mod oci;
 
+pub mod mapping;
+
 pub mod version;
