@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::mapping;
 use crate::observe::Metrics;
 use crate::oci::{Digest, MANIFEST_BYTES_MAX, Manifest, MediaType, Repository, Tag};
 
@@ -79,6 +80,9 @@ pub(crate) use writeback::begin_writing_back;
 
 /// How far ahead of a read that waits for the disk the kernel is asked to read, in bytes.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
+
+/// Files of fewer bytes are read: their pages cost more to map than their bytes to copy.
+const MAPPED_BYTES_MIN: u64 = 1 << 20;
 
 /// A part of the `[cache]` section.
 #[derive(Debug, Clone)]
@@ -184,6 +188,16 @@ impl Blob {
         pool::read_now(&self.file.file, offset, max).ok().flatten()
     }
 
+    /// At most `max` bytes at `offset` as the kernel has them, where it has all of them in memory. They are for a socket, and not to be
+    /// looked at: see [`mapping`]. As long as they last the blob is not evicted.
+    pub fn mapped_now(&self, offset: u64, max: u64) -> Option<Bytes> {
+        let size = self.file.mapping()?.as_ref().len();
+        let start = usize::try_from(offset).ok()?;
+        let end = usize::try_from(offset.checked_add(max)?).ok()?.min(size);
+        let slice = MappedSlice { blob: self.clone(), range: start..end };
+        mapping::is_resident(slice.blob.file.mapping()?.as_ref().get(start..end)?).then(|| Bytes::from_owner(slice))
+    }
+
     /// Reads at most `max` bytes at `offset`, waiting for the disk as long as it may take. A blob for which it does not answer
     /// is not looked for on it for a while.
     pub async fn read(self, offset: u64, max: u64) -> std::io::Result<Bytes> {
@@ -206,6 +220,19 @@ impl Blob {
             tracing::error!(%digest, offset, %error, "a held blob cannot be read; it is verified before it is served again. Check the disk");
             self.cache.distrust(&digest);
         })
+    }
+}
+
+/// A part of a blob's mapping.
+struct MappedSlice {
+    blob: Blob,
+    /// Within it.
+    range: std::ops::Range<usize>,
+}
+
+impl AsRef<[u8]> for MappedSlice {
+    fn as_ref(&self) -> &[u8] {
+        self.blob.file.mapping().map_or(&[], |mapping| &mapping.as_ref()[self.range.clone()])
     }
 }
 
@@ -294,7 +321,7 @@ impl Cache {
         if !verified {
             return Err(Some(file));
         }
-        let file = Arc::new(file);
+        let file = Arc::new(if file.stamp.size < MAPPED_BYTES_MIN { file } else { file.mapped() });
         inner.hot.hold_file(&file);
         self.touch(digest);
         Ok(Found::Whole(self.pinned(file)))

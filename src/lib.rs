@@ -90,4 +90,6 @@ pub mod log;
 
 pub mod oci;
 
+pub mod mapping;
+
 pub mod version;

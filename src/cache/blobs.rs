@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::aside::drop_aside;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
+use crate::mapping::Mapping;
 use crate::oci::{Algorithm, Digest};
 
 /// The blobs of a data folder.
@@ -33,13 +34,16 @@ pub(crate) struct BlobFile {
     pub(crate) file: Arc<File>,
     /// Its state when it was opened.
     pub(crate) stamp: Stamp,
+    /// The same bytes as memory, of one that clients have.
+    mapping: Option<Box<Mapping>>,
 }
 
 impl Drop for BlobFile {
     fn drop(&mut self) {
         // One that was evicted ends with the last who has it open, and that is work for the disk.
-        if Arc::strong_count(&self.file) == 1 {
-            drop_aside(self.file.clone());
+        let mapping = self.mapping.take();
+        if Arc::strong_count(&self.file) == 1 || mapping.is_some() {
+            drop_aside((mapping, self.file.clone()));
         }
     }
 }
@@ -50,9 +54,25 @@ impl BlobFile {
         self.stamp.size
     }
 
+    /// A blob's open file, in this state.
+    pub(crate) fn new(digest: Digest, file: Arc<File>, stamp: Stamp) -> Self {
+        Self { digest, file, stamp, mapping: None }
+    }
+
+    /// The same as memory too, where that can be had. Whoever opens a file maps it: it touches the disk's structures.
+    pub(crate) fn mapped(mut self) -> Self {
+        self.mapping = Mapping::of(&self.file, self.stamp.size).map(Box::new);
+        self
+    }
+
     /// The open file.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Its bytes as memory. To be sent and not to be touched: see `mapping`.
+    pub(crate) fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_deref()
     }
 }
 
@@ -72,7 +92,7 @@ impl Blobs {
             return Ok(None);
         }
         let stamp = Stamp::of(&file)?;
-        Ok(Some(BlobFile { digest: *digest, file: Arc::new(file), stamp }))
+        Ok(Some(BlobFile::new(*digest, Arc::new(file), stamp)))
     }
 
     /// Moves a verified temporary file into place, durably, and says what state it has there.

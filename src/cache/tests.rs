@@ -36,11 +36,28 @@ async fn a_blob_that_cannot_be_read_is_verified_before_the_next_client_has_it() 
     let Found::Whole(mut blob) = cache.blob(&digest).await else { panic!("it is held") };
     // A folder is the one thing that opens and cannot be read.
     let file = Arc::new(fs::File::open(dir.path()).expect("opens"));
-    blob.file = Arc::new(BlobFile { digest, file, stamp: blob.file.stamp });
+    blob.file = Arc::new(BlobFile::new(digest, file, blob.file.stamp));
     assert_eq!(blob.read_now(0, 10), None, "an error is for the one that may wait");
     assert!(blob.read_blocking(0, 10).is_err());
     let Found::Missing(permit) = cache.blob(&digest).await else { panic!("it is trusted still") };
     assert!(permit.has_suspect());
+}
+
+#[tokio::test]
+async fn a_blob_that_is_sent_from_its_mapping_is_not_evicted() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 3 << 20, &CancellationToken::new());
+    let sent = keep(&cache, 1, 2 << 20).await;
+    let Found::Whole(blob) = cache.blob(&sent).await else { panic!("it is held") };
+    let piece = blob.mapped_now(4096, 1 << 20).expect("it is in memory");
+    assert!(blob.mapped_now(1 << 20, 2 << 20).expect("up to its end").len() == 1 << 20);
+    drop(blob);
+    // Sockets look no further than its address; a test may.
+    assert!(piece.len() == 1 << 20 && piece.iter().all(|&byte| byte == 1));
+    assert!(cache.admit(2 << 20).await.is_err(), "there is no room but its own");
+    drop(piece);
+    keep(&cache, 2, 2 << 20).await;
+    assert!(!cache.0.blobs.path(&sent).exists());
 }
 
 #[tokio::test]

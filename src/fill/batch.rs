@@ -56,6 +56,7 @@ impl Batch {
     /// Takes a piece as it came.
     pub(super) fn push(&mut self, bytes: Bytes) {
         self.len += bytes.len();
+        self.chunks.extend(self.filling.take().map(Filling::freeze));
         self.chunks.push(bytes);
     }
 
@@ -143,12 +144,18 @@ mod tests {
     fn what_came_in_pieces_of_any_size_is_written_in_order() {
         let file = tempfile::tempfile().expect("a file");
         let bytes = (0..100_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>();
-        let (mut copied, mut kept) = (Batch::default(), Batch::default());
+        let (mut copied, mut kept, mut turned) = (Batch::default(), Batch::default(), Batch::default());
         for piece in [0..1, 1..1, 1..70_000, 70_000..70_003, 70_003..400_000] {
             copied.copy(&bytes[piece.clone()], 5 + piece.start as u64);
-            kept.push(Bytes::copy_from_slice(&bytes[piece]));
+            kept.push(Bytes::copy_from_slice(&bytes[piece.clone()]));
+            // The disk refuses what is on its way while more gathers.
+            if piece.start < 70_000 {
+                turned.copy(&bytes[piece.clone()], 5 + piece.start as u64);
+            } else {
+                turned.push(Bytes::copy_from_slice(&bytes[piece]));
+            }
         }
-        for batch in [&mut copied, &mut kept] {
+        for batch in [&mut copied, &mut kept, &mut turned] {
             assert_eq!(batch.len(), 400_000);
             let batch = std::mem::take(batch).take();
             write_all_at(&file, &batch.chunks, 5).expect("writes");

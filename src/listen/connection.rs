@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::Guard;
 use super::hand::{Hands, Paced};
+use super::mapped::Mapped;
 use super::record::Unhurried;
 use super::streams::{Advice, Executor, Streams};
 use super::{Certificates, Client, Limits};
@@ -86,10 +87,11 @@ impl Connections {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let socket = Guard::new(socket, self.limits.stall);
+        let mapped = Mapped::default();
+        let socket = Guard::new(socket, self.limits.stall, mapped.clone());
         // Each on the heap: together they would make every connection as large as the largest of them.
         let ended = match &self.tls {
-            None => Box::pin(self.http1(socket, Client { addr, certificate: false }, service)).await,
+            None => Box::pin(self.http1(socket, Some(mapped), Client { addr, certificate: false }, service)).await,
             Some(certificates) => Box::pin(self.tls(certificates, socket, addr, service)).await,
         };
         if let Err(error) = ended {
@@ -119,11 +121,11 @@ impl Connections {
         if session.alpn_protocol() == Some(b"h2") {
             Box::pin(self.http2(Unhurried(stream), client, service)).await
         } else {
-            Box::pin(self.http1(Unhurried(stream), client, service)).await
+            Box::pin(self.http1(Unhurried(stream), None, client, service)).await
         }
     }
 
-    async fn http1<I, S, F, B>(&self, io: I, client: Client, service: S) -> Result<(), BoxError>
+    pub(super) async fn http1<I, S, F, B>(&self, io: I, mapped: Option<Mapped>, client: Client, service: S) -> Result<(), BoxError>
     where
         I: AsyncRead + AsyncWrite + Unpin,
         S: Fn(Client, Request<Incoming>) -> F,
@@ -135,7 +137,8 @@ impl Connections {
             // On the heap while it lasts: within the connection its room, which is large, would be held for as long as that.
             let answer = Box::pin(service(client, request));
             let hands = self.hands.clone();
-            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, None))) }
+            let mapped = mapped.clone();
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, mapped, None))) }
         });
         let mut connection = pin!(self.http1.serve_connection(TokioIo::new(io), service));
         // A token of its own: it is locked whenever the connection is polled, and a shared one would pass from core to core.
@@ -166,7 +169,7 @@ impl Connections {
                 let turn = turn.await;
                 // On the heap, and only now: those who wait are to cost little.
                 let answer = Box::pin(service(client, request));
-                Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, Some(stream.in_turn(turn)))))
+                Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, None, Some(stream.in_turn(turn)))))
             }
         });
         let tasks = CancellationToken::new();

@@ -24,10 +24,18 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::MIN_RATE;
+use super::mapped::{self, Bringing, Mapped};
+use super::unsent::{self, Wide};
 
 /// After the last byte was sent: how long what the client still sends is read and thrown away. Closing a socket with unread bytes resets it,
 /// and the reset overtakes the answer: a client that is refused in the middle of an upload would never see why. A second is a round trip to anywhere.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that a quick client takes without a [`PAUSE`]: more than both kernels hold for one that reads nothing.
+const QUICK: u64 = 1 << 20;
+
+/// How long a quick client may keep the server waiting.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes thrown away at a time.
 const DISCARD: usize = 8 * 1024;
@@ -48,11 +56,53 @@ pub(super) struct Guard {
     /// The timer has yet to fire. It is set anew only when it fired, not at every blocked write: firing early is cheap and rare.
     armed: bool,
     linger: Option<Pin<Box<Sleep>>>,
+    /// What waits to be written may lie in a mapping, and has to be in memory before it is.
+    mapped: Mapped,
+    bringing: Option<Bringing>,
+    /// Bytes accepted without a pause, and what that earned.
+    run: u64,
+    wide: Option<Wide>,
 }
 
 impl Guard {
-    pub(super) fn new(socket: TcpStream, stall: Duration) -> Self {
-        Self { socket, stall, blocked: None, earlier: Duration::ZERO, taken: 0, timer: None, probing: false, armed: false, linger: None }
+    pub(super) fn new(socket: TcpStream, stall: Duration, mapped: Mapped) -> Self {
+        Self {
+            socket,
+            stall,
+            blocked: None,
+            earlier: Duration::ZERO,
+            taken: 0,
+            timer: None,
+            probing: false,
+            armed: false,
+            linger: None,
+            mapped,
+            bringing: None,
+            run: 0,
+            wide: None,
+        }
+    }
+
+    /// Waits until what is offered is in memory: a write that waited for a disk would keep a worker.
+    fn poll_resident(&mut self, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<()>> {
+        if !self.mapped.any() {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if let Some(bringing) = &mut self.bringing {
+                let brought = ready!(bringing.as_mut().poll(cx));
+                self.bringing = None;
+                brought?;
+            }
+            match mapped::bring(offered) {
+                None => return Poll::Ready(Ok(())),
+                Some(bringing) => {
+                    // Time that the disk takes is not the client's.
+                    self.accepted(0);
+                    self.bringing = Some(bringing);
+                }
+            }
+        }
     }
 
     /// The socket took, or had no room for, a part of `offered`.
@@ -70,8 +120,22 @@ impl Guard {
     #[inline]
     fn accepted(&mut self, bytes: usize) {
         self.taken += bytes as u64;
+        self.run += bytes as u64;
         if let Some(since) = self.blocked.take() {
-            self.earlier += since.elapsed();
+            let waited = since.elapsed();
+            self.earlier += waited;
+            if waited > PAUSE {
+                self.run = 0;
+                if self.wide.take().is_some() {
+                    let _ = unsent::limit(&self.socket);
+                }
+            }
+        }
+        if self.run >= QUICK {
+            self.run = 0;
+            if self.wide.is_none() {
+                self.wide = unsent::widen(&self.socket);
+            }
         }
     }
 
@@ -128,11 +192,13 @@ impl AsyncRead for Guard {
 
 impl AsyncWrite for Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_resident(cx, &[IoSlice::new(buf)]))?;
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.after(cx, written, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_resident(cx, bufs))?;
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.after(cx, written, bufs)
     }

@@ -20,6 +20,7 @@ use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::mapped::{self, Given, Mapped};
 use super::streams::Stream;
 
 /// Bytes of a piece, when all is well. Larger gains nothing on loopback.
@@ -37,6 +38,10 @@ pub(super) const MOST: u64 = 32 << 20;
 /// Bytes that a client takes without a [`PAUSE`] when it is quick. More than both kernels hold for a client that reads nothing: theirs are
 /// taken as quickly. Ours takes what `unsent` says, a client's some hundred KiB.
 const QUICK: u64 = 512 << 10;
+
+/// Bytes after which an answer lets others have their turn. A client on the same host, or on a fast network, can take more than a worker can
+/// give, and would keep it for itself.
+const BURST: u64 = 4 << 20;
 
 /// Between two pieces. Longer, and the client waits less for the server than the server for it.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -68,13 +73,14 @@ pub(super) struct Held<D> {
     bytes: u64,
     hand: Arc<Hand>,
     hands: Hands,
+    _mapped: Option<Given>,
 }
 
 impl<D> Held<D> {
-    fn new(data: D, bytes: u64, hand: &Arc<Hand>, hands: &Hands) -> Self {
+    fn new(data: D, bytes: u64, hand: &Arc<Hand>, hands: &Hands, mapped: Option<Given>) -> Self {
         hands.0.fetch_add(bytes, Ordering::Relaxed);
         hand.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Self { data, bytes, hand: Arc::clone(hand), hands: hands.clone() }
+        Self { data, bytes, hand: Arc::clone(hand), hands: hands.clone(), _mapped: mapped }
     }
 }
 
@@ -114,17 +120,21 @@ pub(super) struct Paced<B> {
     /// Bytes given since the client last kept the server waiting, and when the last of them were.
     run: u64,
     last: Option<Instant>,
+    /// Where the connection can send what lies in a mapping.
+    mapped: Option<Mapped>,
+    /// Bytes given since others had their turn.
+    burst: u64,
     /// On HTTP/2: told whether the answer waits for its source or for the client.
     stream: Option<Stream>,
 }
 
 impl<B: Body> Paced<B> {
-    pub(super) fn new(body: B, hands: Hands, mut stream: Option<Stream>) -> Self {
+    pub(super) fn new(body: B, hands: Hands, mapped: Option<Mapped>, mut stream: Option<Stream>) -> Self {
         if let Some(stream) = &mut stream {
             // An empty body is never polled.
             stream.serving(false);
         }
-        Self { body: Box::pin(body), hands, hand: Arc::default(), run: 0, last: None, stream }
+        Self { body: Box::pin(body), hands, hand: Arc::default(), run: 0, last: None, mapped, burst: 0, stream }
     }
 
     /// How much may be given now; waits for the client where there is a crowd.
@@ -160,12 +170,17 @@ impl<B: Body> Body for Paced<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
         let this = &mut *self;
+        if this.burst >= BURST {
+            this.burst = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let Poll::Ready(piece) = this.poll_turn(cx) else {
             this.tell(|stream| stream.serving(false));
             return Poll::Pending;
         };
         PIECE.set(piece);
-        let polled = this.body.as_mut().poll_frame(cx);
+        let (polled, mapped) = mapped::poll(this.mapped.as_ref(), || this.body.as_mut().poll_frame(cx));
         PIECE.set(PIECE_MAX);
         if polled.is_pending() {
             this.tell(|stream| stream.serving(true));
@@ -177,8 +192,11 @@ impl<B: Body> Body for Paced<B> {
                     let bytes = data.remaining() as u64;
                     this.tell(|stream| stream.gave(bytes));
                     this.run += bytes;
+                    this.burst += bytes;
+                    // What is mapped is nobody's memory: it can be had again.
+                    let bytes = if mapped.is_some() { 0 } else { bytes };
                     this.last = (this.hands.0.load(Ordering::Relaxed) >= AMPLE / 2).then(Instant::now);
-                    Held::new(data, bytes, &this.hand, &this.hands)
+                    Held::new(data, bytes, &this.hand, &this.hands, mapped)
                 })
             })
         }))
@@ -234,7 +252,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn alone_a_client_may_have_what_it_wants() {
         let hands = Hands::default();
-        let mut body = Paced::new(Endless, hands.clone(), None);
+        let mut body = Paced::new(Endless, hands.clone(), None, None);
         let held: Vec<_> = (0..10).map(|_| give(&mut body, std::task::Waker::noop()).unwrap()).collect();
         assert!(held.iter().all(|held| held.remaining() as u64 == PIECE_MAX));
         assert_eq!(hands.0.load(Ordering::Relaxed), 10 * PIECE_MAX);
@@ -244,10 +262,51 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_takes_all_lets_others_have_their_turn() {
+        let mut body = Paced::new(Endless, Hands::default(), None, None);
+        let (woken, waker) = counter();
+        for turn in 1..4 {
+            let given = std::iter::from_fn(|| give(&mut body, &waker)).map(|held| held.remaining() as u64).sum::<u64>();
+            assert_eq!((given, woken.count()), (BURST, turn), "it comes back by itself");
+        }
+    }
+
+    /// Gives a mapped piece for ever.
+    struct Mapping;
+
+    impl Body for Mapping {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            assert!(mapped::mapped_piece() > 0);
+            mapped::gives_mapped();
+            Poll::Ready(Some(Ok(Frame::data(vec![7; 1 << 20].into()))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mapped_piece_is_in_nobodys_hand_and_is_looked_after_until_it_is_sent() {
+        let (hands, mapped) = (Hands::default(), Mapped::default());
+        let mut body = Paced::new(Mapping, hands.clone(), Some(mapped.clone()), None);
+        let mut give = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok().unwrap(),
+            _ => panic!("it gives"),
+        };
+        let (first, second) = (give(), give());
+        assert_eq!(hands.0.load(Ordering::Relaxed), 0);
+        drop(first);
+        assert!(mapped.any());
+        drop(second);
+        assert!(!mapped.any());
+        assert_eq!(mapped::mapped_piece(), 0, "only while it is polled");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn in_a_crowd_it_is_one_small_piece_at_a_time() {
         let hands = Hands::default();
         others(&hands, AMPLE);
-        let mut body = Paced::new(Endless, hands.clone(), None);
+        let mut body = Paced::new(Endless, hands.clone(), None, None);
         let (woken, waker) = counter();
         let first = give(&mut body, &waker).unwrap();
         assert_eq!(first.remaining() as u64, PIECE_MIN);
@@ -265,7 +324,7 @@ mod tests {
     async fn who_takes_quickly_has_large_pieces_until_it_pauses() {
         let hands = Hands::default();
         others(&hands, AMPLE);
-        let mut body = Paced::new(Endless, hands.clone(), None);
+        let mut body = Paced::new(Endless, hands.clone(), None, None);
         let small = std::iter::from_fn(|| take(&mut body).filter(|&bytes| bytes == PIECE_MIN)).count() as u64;
         assert_eq!(small, QUICK / PIECE_MIN);
         assert_eq!(take(&mut body), Some(PIECE_MAX));

@@ -3,6 +3,7 @@
 mod drain;
 mod hostile;
 mod limits;
+mod mapped;
 mod secure;
 
 use std::convert::Infallible;

@@ -27,6 +27,12 @@ use crate::observe::{Line, Outcome};
 /// read either, and the one after that, which does without the disk; and once for luck.
 const AGAIN_MAX: u32 = 4;
 
+/// Fewer bytes than this are read rather than sent from a mapping: as quick, and the client has them whatever becomes of the file.
+const MAPPED_BYTES_MIN: u64 = 128 << 10;
+
+/// What is mapped ends where a page does.
+const PAGE_BYTES: u64 = 4096;
+
 /// Asks for a content anew, from an offset on; nothing when it cannot be had.
 pub type Again = Arc<dyn Fn(u64) -> BoxFuture<'static, Option<Content>> + Send + Sync>;
 
@@ -328,6 +334,10 @@ fn poll_file(
             *waiting = None;
             break read;
         }
+        // Never while a read is on its way: its bytes would come once more.
+        if let Some(bytes) = mapped_now(blob, *at, end) {
+            break Ok(bytes);
+        }
         if let Some(bytes) = blob.read_now(*at, max) {
             break Ok(bytes);
         }
@@ -342,6 +352,18 @@ fn poll_file(
         }
         Err(error) => Err(BodyError::Disk(error.kind())),
     }))
+}
+
+/// Bytes for a connection that takes them as the kernel has them: not the last ones. Those are read, so that a file that somebody
+/// truncated is no clean end: what is missing of a mapped page looks like zeros.
+fn mapped_now(blob: &Blob, at: u64, end: u64) -> Option<Bytes> {
+    let max = listen::mapped_piece();
+    if max == 0 {
+        return None;
+    }
+    let upto = (end - 1).min(at + max) / PAGE_BYTES * PAGE_BYTES;
+    let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_BYTES_MIN)?;
+    blob.mapped_now(at, len).inspect(|_| listen::gives_mapped())
 }
 
 impl http_body::Body for Body {

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use super::{REPO, file_of};
 use crate::support::client::{Raw, get, pull};
 use crate::support::mirror::Builder;
+use crate::support::patience::within;
 use crate::support::registry::{Image, Registry};
 use crate::support::{KIB, MIB};
 
@@ -162,6 +163,13 @@ async fn a_folder_of_blobs_that_is_gone_is_made_again() {
 
 #[tokio::test]
 async fn a_file_that_is_cut_under_its_reader_ends_as_a_broken_body() {
+    // Anywhere, and within the page that is sent last: of that a mapping still shows the rest, as zeros.
+    for len in [15 * MIB, 16 * MIB - 5000, 16 * MIB - 1] {
+        cut_under_its_reader(len).await;
+    }
+}
+
+async fn cut_under_its_reader(len: u64) {
     let plain = Registry::plain().await;
     let image = plain.image(REPO, "latest", Image::layers([16 * MIB]));
     let layer = &image.layers[0];
@@ -173,12 +181,56 @@ async fn a_file_that_is_cut_under_its_reader_ends_as_a_broken_body() {
     slow.get(&mirror.blob(REPO, layer.digest).replace(&mirror.url(), "")).await;
     assert!(slow.head().await.contains("content-length: 16777216"));
     slow.read(1000).await;
-    open(&file_of(&mirror.settings().data(), &layer.digest)).set_len(15 * MIB).unwrap();
+    open(&file_of(&mirror.settings().data(), &layer.digest)).set_len(len).unwrap();
     let (rest, _) = slow.drain().await;
     assert!((rest.len() as u64) < 16 * MIB - 1000, "{} bytes", rest.len());
     assert_eq!(get(mirror.blob(REPO, layer.digest)).fetch().await.digest, layer.digest);
     mirror.settled().await;
     mirror.stop().await.audit().assert_sound();
+}
+
+#[tokio::test]
+async fn what_the_kernel_has_not_in_memory_is_read_and_sent_once() {
+    let plain = Registry::plain().await;
+    let image = plain.image(REPO, "latest", Image::layers([8 * MIB; 6]));
+    let mirror = Builder::new().upstream("docker.io", &plain).start();
+    pull(&mirror.url(), REPO, "latest").await.unwrap();
+    mirror.settled().await;
+    let stopped = mirror.stop().await;
+    for layer in &image.layers {
+        let file = open(&file_of(&stopped.data(), &layer.digest));
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let mirror = stopped.start();
+    // While a part is read more of the file comes into memory, and could be sent from there.
+    assert_eq!(pull(&mirror.url(), REPO, "latest").await.unwrap().digest, image.digest);
+    assert!(image.layers.iter().all(|layer| plain.gets_of(&layer.digest) == 1), "{}", plain.story());
+}
+
+#[tokio::test]
+async fn a_large_blob_is_sent_from_a_mapping_and_given_up_with_its_file() {
+    let plain = Registry::plain().await;
+    let image = plain.image(REPO, "latest", Image::layers([3 * MIB]));
+    let layer = &image.layers[0];
+    let mirror = Builder::new().upstream("docker.io", &plain).spawn().await;
+    let file = file_of(&mirror.settings().data(), &layer.digest);
+    let maps = || fs::read_to_string(format!("/proc/{}/maps", mirror.id())).unwrap();
+    let is_mapped = |what: &str| maps().lines().any(|line| line.contains(file.to_str().unwrap()) && line.ends_with(what));
+    let held = async {
+        while !is_mapped(&layer.digest.hex()) {
+            pull(&mirror.url(), REPO, "latest").await.unwrap();
+        }
+    };
+    within("a mapping", held).await;
+    fs::remove_file(&file).unwrap();
+    let gone = async {
+        // Who asks next sees that the file is not there any more.
+        while is_mapped("(deleted)") {
+            pull(&mirror.url(), REPO, "latest").await.unwrap();
+        }
+    };
+    within("its end", gone).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,156 @@
+//! Pieces of mapped files: they reach the socket as they are, cost no memory, and are in memory when they are written.
+
+use std::io::IoSlice;
+use std::sync::Mutex;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::*;
+use crate::listen::connection::Connections;
+use crate::listen::mapped::Mapped;
+use crate::mapping::{self, mapped, page_out};
+
+/// A body of one piece that lies in a mapping.
+fn body(piece: Bytes) -> TestBody {
+    let mut piece = Some(piece);
+    let frames = stream::poll_fn(move |_| {
+        let piece = piece.take();
+        if piece.is_some() {
+            assert!(mapped_piece() > 0, "this connection takes none");
+            gives_mapped();
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// How often this thread has waited for a disk to bring a page.
+fn waits() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(9).unwrap().parse().unwrap()
+}
+
+const LEN: usize = 3 << 20;
+
+const LAST: &[u8] = b"GET / HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n\r\n";
+
+async fn body_of(server: &Server) -> Vec<u8> {
+    let mut socket = server.connect().await;
+    socket.write_all(LAST).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = socket.read_to_end(&mut answer).await;
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n");
+    head.map_or_else(Vec::new, |head| answer.split_off(head + 4))
+}
+
+fn serving(piece: Bytes) -> Server {
+    Server::start(Limits::default(), None, move |_, _| {
+        let piece = piece.clone();
+        Box::pin(async move {
+            let len = HeaderValue::from(piece.len());
+            let mut response = Response::new(body(piece));
+            response.headers_mut().insert(CONTENT_LENGTH, len);
+            response
+        })
+    })
+}
+
+#[tokio::test]
+async fn what_the_kernel_took_back_is_brought_in_before_it_is_written() {
+    let (_file, bytes, mapping) = mapped(LEN);
+    if !page_out(mapping.as_ref()) {
+        return;
+    }
+    let server = serving(Bytes::from_owner(mapping));
+    let before = waits();
+    assert!(body_of(&server).await == bytes);
+    // The runtime has this one thread for everything that may not wait.
+    assert_eq!(waits(), before);
+}
+
+#[tokio::test]
+async fn what_was_cut_off_breaks_its_connection_and_nothing_else() {
+    let (file, bytes, mapping) = mapped(LEN);
+    file.set_len(LEN as u64 / 2).unwrap();
+    let server = serving(Bytes::from_owner(mapping));
+    for _ in 0..2 {
+        assert!(body_of(&server).await.len() < bytes.len());
+    }
+}
+
+/// A socket that notes where what it is given lies, and never looks at it.
+struct Noting {
+    request: &'static [u8],
+    seen: Arc<Mutex<Vec<(usize, usize)>>>,
+}
+
+impl AsyncRead for Noting {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let request = std::mem::take(&mut self.request);
+        buf.put_slice(request);
+        if request.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+}
+
+impl AsyncWrite for Noting {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.seen.lock().unwrap().push((buf.as_ptr().addr(), buf.len()));
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, _: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.seen.lock().unwrap().extend(bufs.iter().map(|buf| (buf.as_ptr().addr(), buf.len())));
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_mapped_piece_reaches_the_socket_as_it_is() {
+    let (file, _, mapping) = mapped(LEN);
+    // Whoever looked at it now would end the process.
+    file.set_len(0).unwrap();
+    let piece = Bytes::from_owner(mapping);
+    let (at, len) = (piece.as_ptr().addr(), piece.len());
+    let seen = Arc::default();
+    let socket = Noting { request: LAST, seen: Arc::clone(&seen) };
+    let connections = Connections::new(Limits::default(), None, CancellationToken::new());
+    let client = Client { addr: ([127, 0, 0, 1], 1).into(), certificate: false };
+    let served = connections.http1(socket, Some(Mapped::default()), client, move |_, _| {
+        let piece = piece.clone();
+        async move { Response::new(body(piece)) }
+    });
+    served.await.unwrap();
+    assert!(seen.lock().unwrap().contains(&(at, len)), "{:?}", seen.lock().unwrap());
+}
+
+#[tokio::test]
+async fn the_socket_of_a_connection_writes_what_it_is_given() {
+    let server = Server::start(Limits::default(), None, echo);
+    let socket = server.connect().await;
+    let guard = crate::listen::guard::Guard::new(socket, STALL_TIMEOUT, Mapped::default());
+    assert!(guard.is_write_vectored(), "hyper would copy what it writes");
+}
+
+#[tokio::test]
+async fn pages_that_are_there_are_not_brought() {
+    let (_file, _, mapping) = mapped(LEN);
+    let all = [IoSlice::new(b"a head"), IoSlice::new(mapping.as_ref())];
+    assert!(crate::listen::mapped::bring(&all).is_none());
+    if page_out(&mapping.as_ref()[LEN - 1..]) {
+        crate::listen::mapped::bring(&all).expect("a page is not there").await.unwrap();
+    }
+    assert!(mapping::is_resident(mapping.as_ref()));
+}
