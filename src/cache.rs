@@ -6,8 +6,8 @@
 //! The files are the truth (`folder`, `blobs`, `repos`), the index holds hints about them, memory holds copies (`hot`).
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ mod blobs;
 mod boot;
 mod catalog;
 mod clock;
+mod count;
 mod disk;
 mod evict;
 mod flight;
@@ -63,7 +64,9 @@ pub use repos::{TagRecord, Visibility};
 
 pub(crate) use blobs::BlobFile as Suspect;
 use blobs::{BlobFile, Blobs};
+use count::Count;
 use disk::Disk;
+use evict::Oldest;
 use flight::{Flights, Role};
 use folder::{Folder, Stamp};
 pub(crate) use hot::Recent;
@@ -129,7 +132,10 @@ struct Inner {
     space: Space,
     /// How long a tag can be of use after the upstream last confirmed it.
     tag_life: Duration,
+    count: Count,
     evicting: tokio::sync::Mutex<()>,
+    /// What is evicted next.
+    oldest: Mutex<Oldest>,
     /// The index knows every file: the next start may believe it.
     complete: AtomicBool,
     metrics: Metrics,

@@ -1,15 +1,14 @@
 //! Admission, commit, eviction: how a blob gets its place on the disk, and whose place that was.
 
-use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
 
 use super::Cache;
 use super::disk::{Call, NoAnswer};
-use super::evict::{Candidate, Plan};
+use super::evict::{Candidate, Look, OLDEST_MAX, Oldest};
 use super::flight::Permit;
 use super::folder::Temp;
 use super::index::Entry;
@@ -21,8 +20,9 @@ use crate::oci::Digest;
 /// long itself it must stay within the half minute that clients wait for an answer.
 const ADMIT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often eviction looks for others when files cannot be removed.
-const EVICT_ROUNDS: usize = 3;
+/// Blobs that are evicted in one go, at most: seconds of a slow disk, so that no call takes so long that the disk seems not to
+/// answer.
+const EVICT_STEP: usize = 256;
 
 /// How often room is asked for again after eviction, when others take it meanwhile.
 const ROOM_TRIES: usize = 4;
@@ -137,73 +137,90 @@ impl Cache {
     }
 
     async fn room(&self, bytes: u64, may_evict: bool) -> Result<Promise, NotStored> {
+        if self.0.index.take_lost() {
+            self.0.space.set_uncounted();
+            self.count_in_background(None);
+        }
         if !self.0.space.counted().await {
             return Err(NotStored::Uncounted);
         }
         // One at a time: two who evict for themselves would evict twice as much.
-        let mut turn = None;
-        for _ in 0..ROOM_TRIES {
+        let (mut turn, mut tries) = (None, 0);
+        while tries < ROOM_TRIES {
             let cache = self.clone();
             let evict = turn.is_some();
             let ask = move || match cache.0.space.ask(bytes) {
                 Ask::Evict(short) if evict => {
-                    cache.evict(short);
-                    cache.0.space.ask(bytes)
+                    let freed = cache.evict(short);
+                    (cache.0.space.ask(bytes), freed, freed >= short)
                 }
-                other => other,
+                other => (other, 0, false),
             };
             match self.0.disk.ask(Call::Write, ask).await {
-                Ok(Ask::Given(promise)) => return Ok(promise),
-                Ok(Ask::TooLarge) => return Err(NotStored::TooLarge),
-                Ok(Ask::Evict(_)) if !may_evict => return Err(NotStored::NoRoom),
-                Ok(Ask::Evict(_)) if turn.is_none() => turn = Some(self.0.evicting.lock().await),
-                Ok(Ask::Evict(_)) => {}
+                Ok((Ask::Given(promise), ..)) => return Ok(promise),
+                Ok((Ask::TooLarge, ..)) => return Err(NotStored::TooLarge),
+                Ok((Ask::Evict(_), ..)) if !may_evict => return Err(NotStored::NoRoom),
+                Ok((Ask::Evict(_), ..)) if turn.is_none() => turn = Some(self.0.evicting.lock().await),
+                Ok((Ask::Evict(_), 0, _)) => return Err(NotStored::NoRoom),
+                // What was freed is taken by others, or is not free on the disk; a step of many is no try.
+                Ok((Ask::Evict(_), _, all)) => tries += usize::from(all),
                 Err(no) => return Err(no.into()),
             }
         }
         Err(NotStored::NoRoom)
     }
 
-    /// Forgets the least recently used blobs that nobody reads.
-    fn evict(&self, short: u64) {
-        let inner = &*self.0;
-        if inner.index.take_lost() {
-            inner.space.forget();
-            self.count(None, &inner.stop);
-        }
-        let ahead = (inner.space.max() / EVICT_AHEAD_PART).min(EVICT_AHEAD_MAX);
-        let (need, mut freed, mut stuck) = (short + ahead, 0, HashSet::new());
-        for _ in 0..EVICT_ROUNDS {
-            let before = stuck.len();
-            freed += self.evict_round(need - freed, &mut stuck);
-            if freed >= short || stuck.len() == before {
-                break;
+    /// Forgets what is held beyond the limit, which may have been lowered since the last run: in steps, each in its turn, as
+    /// long as that frees anything. Blocks.
+    pub(super) fn evict_excess(&self) {
+        while !self.0.stop.is_cancelled() {
+            let _turn = self.0.evicting.blocking_lock();
+            let excess = self.0.space.excess();
+            if excess == 0 || self.evict(excess) == 0 {
+                return;
             }
+        }
+    }
+
+    /// Forgets the least recently used blobs that nobody reads, one step at most; says how many bytes that freed. Blocks.
+    fn evict(&self, short: u64) -> u64 {
+        let inner = &*self.0;
+        let mut oldest = inner.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = (inner.space.max() / EVICT_AHEAD_PART).min(EVICT_AHEAD_MAX);
+        let mut freed = self.evict_from(&mut oldest, short + ahead);
+        if freed == 0 {
+            *oldest = self.look_for_oldest();
+            freed = self.evict_from(&mut oldest, short + ahead);
         }
         inner.metrics.evicted(freed);
         tracing::debug!(short, freed, "evicted");
+        freed
     }
 
-    /// Evicts once, without those that could not be removed before; says how many bytes that freed.
-    fn evict_round(&self, need: u64, stuck: &mut HashSet<Digest>) -> u64 {
-        let inner = &*self.0;
-        let mut plan = Plan::new(need);
-        inner.index.each(|digest, entry| {
-            if !inner.pins.holds(&digest) && !inner.flights.contains(&digest) && !stuck.contains(&digest) {
-                plan.offer(Candidate { used: entry.used, size: entry.size, digest });
-            }
-        });
-        let mut freed = 0;
-        for Candidate { digest, size, .. } in plan.decide() {
+    /// A look at everything.
+    fn look_for_oldest(&self) -> Oldest {
+        let mut look = Look::new(OLDEST_MAX);
+        self.0.index.each(|digest, entry| look.offer(Candidate { used: entry.used, digest }));
+        look.done()
+    }
+
+    fn evict_from(&self, oldest: &mut Oldest, need: u64) -> u64 {
+        let (inner, mut freed, mut removed) = (&*self.0, 0, 0);
+        while freed < need
+            && removed < EVICT_STEP
+            && let Some(Candidate { used, digest }) = oldest.next()
+        {
+            let is_read = inner.pins.holds(&digest) || inner.flights.contains(&digest);
+            // What was used since the look is not among the oldest any more.
+            let Some(entry) = inner.index.last_used(&digest).filter(|entry| !is_read && entry.used <= used) else { continue };
             // The order matters: a file without an entry would not be counted, an entry without a file is only a miss.
             inner.hot.forget(&digest);
             if let Err(error) = inner.blobs.remove(&digest) {
                 tracing::error!(%digest, %error, "a blob cannot be evicted; another is");
-                stuck.insert(digest);
                 continue;
             }
             self.forget(&digest);
-            freed += size;
+            (freed, removed) = (freed + entry.size, removed + 1);
         }
         freed
     }
@@ -221,7 +238,7 @@ impl Cache {
             kept.file().set_len(size)?;
         }
         let stamp = inner.blobs.commit(kept.temp, digest)?;
-        if inner.index.put(digest, Entry { size, used: now(), stamp }) {
+        if self.enter(digest, Entry { size, used: now(), stamp }) {
             kept.promise.keep(size);
         }
         Ok(())

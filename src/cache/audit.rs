@@ -295,7 +295,7 @@ mod tests {
         let repository = Repository { registry: Registry::docker_hub(), name: Name::parse("library/a").expect("valid") };
         let record = super::super::repos::TagRecord { digest, checked: std::time::SystemTime::now() };
         repos.set_tag(&repository, &Tag::parse("x").expect("valid"), &record, Durability::Synced).expect("writes");
-        let (index, _) = Index::open(&dir.path().join("index"));
+        let index = Index::open(&dir.path().join("index"));
         index.put(&digest, super::super::index::Entry { size: 5, used: 1, stamp });
         index.flush();
         (dir, digest)

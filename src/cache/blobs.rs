@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
-use tokio_util::sync::CancellationToken;
 
 use super::aside::drop_aside;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
@@ -142,34 +141,28 @@ impl Blobs {
         Ok(true)
     }
 
-    /// Visits every blob: digest, bytes, and when it was last read or written in seconds since 1970. Files with other
-    /// names are passed over, and so are folders that cannot be read; the last such error is returned. A stop ends it.
-    pub(crate) fn walk(&self, stop: &CancellationToken, mut visit: impl FnMut(Digest, u64, i64)) -> io::Result<()> {
-        let mut walked = Ok(());
+    /// Whether a blob's file is certainly not there.
+    pub(crate) fn is_gone(&self, digest: &Digest) -> bool {
+        self.path(digest).try_exists().is_ok_and(|exists| !exists)
+    }
+
+    /// The files of the digests that begin with this byte, in the order of the bytes of their digests. Files with other names
+    /// are passed over.
+    pub(crate) fn list(&self, shard: u8) -> io::Result<Vec<Listed>> {
+        let mut listed = Vec::new();
         for algorithm in Algorithm::ALL {
-            for shard in fs::read_dir(self.folder.root().join("blobs").join(algorithm.as_str()))? {
-                let shard = shard?;
-                if stop.is_cancelled() {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
-                if !shard.file_type()?.is_dir() {
-                    continue;
-                }
-                let shard = fs::read_dir(shard.path()).and_then(|entries| {
-                    for entry in entries {
-                        visit_file(&entry?, algorithm, &mut visit);
-                    }
-                    Ok(())
-                });
-                match shard {
-                    // Somebody removed it meanwhile.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => walked = Err(error),
-                    Ok(()) => {}
-                }
+            let dir = self.folder.root().join("blobs").join(algorithm.as_str()).join(format!("{shard:02x}"));
+            let entries = match fs::read_dir(dir) {
+                // Somebody removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            for entry in entries {
+                listed.extend(Listed::of(entry?, algorithm, shard));
             }
         }
-        walked
+        listed.sort_unstable_by(|a, b| a.digest.as_bytes().cmp(b.digest.as_bytes()));
+        Ok(listed)
     }
 
     /// Where a blob lies: made from the digest alone.
@@ -183,14 +176,33 @@ impl Blobs {
     }
 }
 
-fn visit_file(entry: &fs::DirEntry, algorithm: Algorithm, visit: &mut impl FnMut(Digest, u64, i64)) {
-    use std::os::unix::fs::MetadataExt;
-    let name = entry.file_name();
-    let digest = name.to_str().and_then(|hex| Digest::parse(&format!("{}:{hex}", algorithm.as_str())).ok());
-    // A file that vanishes while we look was evicted.
-    if let (Some(digest), Ok(meta)) = (digest, entry.metadata()) {
-        visit(digest, meta.len(), meta.atime().max(meta.mtime()));
+/// The name of a blob's file, found in its folder.
+pub(crate) struct Listed {
+    /// Whose it is.
+    pub(crate) digest: Digest,
+    entry: fs::DirEntry,
+}
+
+impl Listed {
+    fn of(entry: fs::DirEntry, algorithm: Algorithm, shard: u8) -> Option<Self> {
+        let digest = Digest::parse(&format!("{}:{}", algorithm.as_str(), entry.file_name().to_str()?)).ok()?;
+        (digest.as_bytes()[0] == shard).then_some(Self { digest, entry })
     }
+}
+
+/// Bytes, and when it was last read or written in seconds since 1970, of each of these that is still there.
+pub(crate) fn measure(mut files: Vec<Listed>) -> Vec<(Digest, u64, i64)> {
+    use std::os::unix::fs::{DirEntryExt, MetadataExt};
+    // In the order in which they lie on the disk, not in that of the folder, which is none.
+    files.sort_unstable_by_key(|file| file.entry.ino());
+    let measured = files.into_iter().filter_map(|file| {
+        // One that vanishes while we look was evicted.
+        let meta = file.entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((file.digest, meta.len(), meta.atime().max(meta.mtime())))
+    });
+    let mut measured = measured.collect::<Vec<_>>();
+    measured.sort_unstable_by(|(a, ..), (b, ..)| a.as_bytes().cmp(b.as_bytes()));
+    measured
 }
 
 /// Free bytes on the file system, for those who are not root.
@@ -223,9 +235,9 @@ mod tests {
         let stamp = blobs.commit(temp, &digest).expect("commits");
         let found = blobs.open(&digest).expect("looks").expect("is there");
         assert_eq!(found.stamp, stamp);
-        let mut seen = Vec::new();
-        blobs.walk(&CancellationToken::new(), |digest, size, _| seen.push((digest, size))).expect("walks");
-        assert_eq!(seen, [(digest, 5)]);
+        let listed = blobs.list(digest.as_bytes()[0]).expect("lists");
+        let seen = measure(listed).into_iter().map(|(digest, size, _)| (digest, size));
+        assert_eq!(seen.collect::<Vec<_>>(), [(digest, 5)]);
         blobs.remove(&digest).expect("removes");
         blobs.remove(&digest).expect("removes what is gone");
         assert!(blobs.open(&digest).expect("looks").is_none());

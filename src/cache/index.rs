@@ -6,30 +6,49 @@
 //! sled 0.34 is treated as something that may fail at any time: its half-written snapshots are swept away before it is
 //! opened (it would take one for its newest and refuse to open for ever), it is opened under a deadline and under
 //! `catch_unwind`, and at the first error the index goes on in memory until the next start.
+//!
+//! However much it holds, it is no reason to wait: one that takes its time to open is empty and in memory until it is there.
+//! A million blobs are some 140 MB on the disk and 120 MB in memory, most of it what sled keeps of where they are; a visit of
+//! all takes a second or two of a processor, so nothing that happens for each blob may do that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::folder::Stamp;
+use tokio::sync::Notify;
+
+use super::folder::{Durability, Folder, Stamp};
 use crate::oci::Digest;
 
 /// How long sled may take to open before it is set aside. It reads its whole log when it was not closed properly.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Bytes of sled's page cache. Its default is 1 GiB, and it is known to take a multiple of what it is given.
+/// How long the start waits for it: what a million blobs take on a disk that is quick. Until it is open each large blob is
+/// verified before it is served.
+const OPEN_QUICK: Duration = Duration::from_millis(400);
+
+/// Bytes of sled's page cache. Its default is 1 GiB, and it takes a multiple of what it is given.
 const PAGE_CACHE_BYTES: u64 = 16 << 20;
 
 /// How often sled writes its buffer to disk.
 const FLUSH_EVERY_MS: u64 = 1_000;
 
-/// A log larger than this for each entry, beyond 64 MiB, is garbage that sled did not collect: it is built anew.
+/// A log larger than this for each entry, beyond [`LOG_BYTES_MIN`], is garbage that sled did not collect: the next start builds it anew.
 const LOG_BYTES_PER_ENTRY_MAX: u64 = 1_024;
+const LOG_BYTES_MIN: u64 = 64 << 20;
+
+/// The file in the folder of an index that is to be built anew.
+const STALE: &str = "STALE";
+
+/// Uses that are remembered until they are written, at the most: some MiB. They are written when it is half of that, and one
+/// that finds no place costs its blob a place in the order of eviction.
+const USES_MAX: usize = 1 << 16;
 
 /// What the index knows of a blob.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -54,12 +73,29 @@ pub(crate) struct Index {
     store: RwLock<Store>,
     /// Uses since the last [`Index::flush_uses`]: a hit never writes to the disk.
     uses: Mutex<HashMap<Digest, u64>>,
+    many_uses: Notify,
     lost: AtomicBool,
+    opening: Mutex<Opening>,
+    /// Entries that were visited.
+    #[cfg(test)]
+    pub(crate) visited: std::sync::atomic::AtomicUsize,
 }
 
 enum Store {
     Sled(sled::Db),
-    Memory(Mutex<HashMap<Digest, Entry>>),
+    /// By the same keys.
+    Memory(Mutex<BTreeMap<Box<[u8]>, Entry>>),
+}
+
+enum Opening {
+    /// In this folder, since then; for the second time if it could not be used.
+    UnderWay {
+        dir: PathBuf,
+        db: mpsc::Receiver<Result<sled::Db, String>>,
+        since: Instant,
+        again: bool,
+    },
+    Done(Opened),
 }
 
 /// How the index was found.
@@ -73,37 +109,88 @@ pub(crate) enum Opened {
 
 impl Index {
     /// Opens the index in a folder, or starts a new one there.
-    pub(crate) fn open(dir: &Path) -> (Self, Opened) {
-        let store = match open_sled(dir) {
-            Ok(db) => Store::Sled(db),
-            Err(reason) => {
-                tracing::warn!(%reason, "the index cannot be used; it is set aside and rebuilt from the files, serving goes on");
-                set_aside(dir);
-                match open_sled(dir) {
-                    Ok(db) => Store::Sled(db),
-                    Err(reason) => {
-                        tracing::error!(%reason, "no index can be written; it is kept in memory until the next start. Is the disk full or read-only?");
-                        Store::Memory(Mutex::default())
-                    }
-                }
-            }
-        };
-        let index = Self { store: RwLock::new(store), uses: Mutex::default(), lost: AtomicBool::new(false) };
-        let opened = if index.is_empty() { Opened::Empty } else { Opened::Kept };
-        (index, opened)
+    pub(crate) fn open(dir: &Path) -> Self {
+        let index = Self::in_memory();
+        *lock(&index.opening) = Opening::begin(dir, false);
+        index.opened_within(OPEN_QUICK);
+        index
     }
 
     /// Opens the index without setting anything aside; nothing when it cannot be opened.
     pub(crate) fn open_as_it_is(dir: &Path) -> Option<Self> {
-        let db = open_sled(dir).ok()?;
-        Some(Self { store: RwLock::new(Store::Sled(db)), uses: Mutex::default(), lost: AtomicBool::new(false) })
+        let db = begin(dir).recv_timeout(OPEN_DEADLINE).ok()?.ok()?;
+        let index = Self::in_memory();
+        index.adopt(db);
+        Some(index)
+    }
+
+    fn in_memory() -> Self {
+        Self {
+            store: RwLock::new(Store::Memory(Mutex::default())),
+            uses: Mutex::default(),
+            many_uses: Notify::new(),
+            lost: AtomicBool::new(false),
+            opening: Mutex::new(Opening::Done(Opened::Empty)),
+            #[cfg(test)]
+            visited: std::sync::atomic::AtomicUsize::default(),
+        }
+    }
+
+    /// How it was found; waits until that is known, at most twice the deadline. Blocks.
+    pub(crate) fn opened(&self) -> Opened {
+        loop {
+            if let Some(opened) = self.opened_within(OPEN_DEADLINE) {
+                return opened;
+            }
+        }
+    }
+
+    fn opened_within(&self, patience: Duration) -> Option<Opened> {
+        let mut opening = lock(&self.opening);
+        let until = Instant::now() + patience;
+        loop {
+            let (dir, db, since, again) = match &*opening {
+                Opening::Done(opened) => return Some(*opened),
+                Opening::UnderWay { dir, db, since, again } => (dir, db, *since, *again),
+            };
+            let db = match db.recv_timeout(until.min(since + OPEN_DEADLINE).saturating_duration_since(Instant::now())) {
+                Ok(db) => db,
+                Err(mpsc::RecvTimeoutError::Timeout) if since.elapsed() < OPEN_DEADLINE => return None,
+                Err(_) => Err(format!("opening it took more than {OPEN_DEADLINE:?}, or panicked")),
+            };
+            let next = match db {
+                Ok(db) => Opening::Done(self.adopt(db)),
+                Err(reason) if !again => {
+                    tracing::warn!(%reason, "the index cannot be used; it is set aside and rebuilt from the files, serving goes on");
+                    set_aside(dir);
+                    Opening::begin(dir, true)
+                }
+                Err(reason) => {
+                    tracing::error!(%reason, "no index can be written; it is kept in memory until the next start. Is the disk full or read-only?");
+                    Opening::Done(Opened::Empty)
+                }
+            };
+            *opening = next;
+        }
+    }
+
+    /// It is open: what was entered meanwhile goes there.
+    fn adopt(&self, db: sled::Db) -> Opened {
+        let meanwhile = std::mem::replace(&mut *self.store.write().unwrap_or_else(PoisonError::into_inner), Store::Sled(db));
+        let opened = if self.is_empty() { Opened::Empty } else { Opened::Kept };
+        if let Store::Memory(map) = meanwhile {
+            for (key, entry) in &*lock(&map) {
+                unkey(key).map(|digest| self.put(&digest, *entry));
+            }
+        }
+        opened
     }
 
     /// What is known of a blob.
     pub(crate) fn get(&self, digest: &Digest) -> Option<Entry> {
         self.call(|store| match store {
             Store::Sled(db) => Ok(db.get(key(digest))?.and_then(|value| decode(&value))),
-            Store::Memory(map) => Ok(lock(map).get(digest).copied()),
+            Store::Memory(map) => Ok(lock(map).get(key(digest)).copied()),
         })
         .flatten()
     }
@@ -112,7 +199,7 @@ impl Index {
     pub(crate) fn put(&self, digest: &Digest, entry: Entry) -> bool {
         let previous = self.call(|store| match store {
             Store::Sled(db) => Ok(db.insert(key(digest), encode(&entry).as_slice())?.is_some()),
-            Store::Memory(map) => Ok(lock(map).insert(*digest, entry).is_some()),
+            Store::Memory(map) => Ok(lock(map).insert(key(digest).into(), entry).is_some()),
         });
         previous == Some(false)
     }
@@ -123,8 +210,8 @@ impl Index {
             Store::Sled(db) => Ok(db.compare_and_swap(key(digest), None::<&[u8]>, Some(encode(&entry).as_slice()))?.is_ok()),
             Store::Memory(map) => {
                 let mut map = lock(map);
-                let new = !map.contains_key(digest);
-                map.entry(*digest).or_insert(entry);
+                let new = !map.contains_key(key(digest));
+                map.entry(key(digest).into()).or_insert(entry);
                 Ok(new)
             }
         });
@@ -136,14 +223,33 @@ impl Index {
         self.uses().remove(digest);
         self.call(|store| match store {
             Store::Sled(db) => Ok(db.remove(key(digest))?.and_then(|value| decode(&value))),
-            Store::Memory(map) => Ok(lock(map).remove(digest)),
+            Store::Memory(map) => Ok(lock(map).remove(key(digest))),
         })
         .flatten()
     }
 
     /// Notes a use, in memory.
     pub(crate) fn touch(&self, digest: &Digest, now: u64) {
-        self.uses().insert(*digest, now);
+        let mut uses = self.uses();
+        if let Some(used) = uses.get_mut(digest) {
+            *used = now;
+        } else if uses.len() < USES_MAX {
+            uses.insert(*digest, now);
+            if uses.len() == USES_MAX / 2 {
+                self.many_uses.notify_one();
+            }
+        }
+    }
+
+    /// Returns when there are many uses to be written.
+    pub(crate) async fn many_uses(&self) {
+        self.many_uses.notified().await;
+    }
+
+    /// What is known of a blob, with its latest use.
+    pub(crate) fn last_used(&self, digest: &Digest) -> Option<Entry> {
+        let noted = self.uses().get(digest).copied().unwrap_or_default();
+        self.get(digest).map(|entry| Entry { used: entry.used.max(noted), ..entry })
     }
 
     /// Writes the uses noted since the last time.
@@ -174,7 +280,7 @@ impl Index {
         self.call(|store| match store {
             Store::Sled(db) => db.fetch_and_update(key(digest), changed).map(drop),
             Store::Memory(map) => {
-                if let Some(entry) = lock(map).get_mut(digest) {
+                if let Some(entry) = lock(map).get_mut(key(digest)) {
                     *entry = change(*entry);
                 }
                 Ok(())
@@ -182,27 +288,64 @@ impl Index {
         });
     }
 
-    /// Visits every entry, with its latest use.
+    /// Visits every entry, with its latest use: a second or two for a million.
     pub(crate) fn each(&self, mut visit: impl FnMut(Digest, Entry)) {
         let uses = self.uses().clone();
-        let mut visit = |digest: Digest, mut entry: Entry| {
-            entry.used = uses.get(&digest).copied().unwrap_or_default().max(entry.used);
+        for shard in 0..=u8::MAX {
+            self.each_of(shard, |digest, mut entry| {
+                entry.used = uses.get(&digest).copied().unwrap_or_default().max(entry.used);
+                visit(digest, entry);
+            });
+        }
+    }
+
+    /// Visits the entries of the digests that begin with this byte, in the order of their bytes.
+    pub(crate) fn each_of(&self, shard: u8, mut visit: impl FnMut(Digest, Entry)) {
+        #[cfg(test)]
+        let mut visit = |digest, entry| {
+            self.visited.fetch_add(1, Ordering::Relaxed);
             visit(digest, entry);
         };
         self.call(|store| {
             match store {
                 Store::Sled(db) => {
-                    for item in db.iter() {
+                    for item in db.scan_prefix([shard]) {
                         let (key, value) = item?;
                         if let (Some(digest), Some(entry)) = (unkey(&key), decode(&value)) {
                             visit(digest, entry);
                         }
                     }
                 }
-                Store::Memory(map) => lock(map).iter().for_each(|(digest, entry)| visit(*digest, *entry)),
+                Store::Memory(map) => {
+                    let map = lock(map);
+                    let from = map.range::<[u8], _>((Bound::Included(&[shard][..]), Bound::Unbounded));
+                    let of_shard = from.take_while(|(key, _)| key.first() == Some(&shard)).map(|(key, entry)| (key.clone(), *entry));
+                    let of_shard = of_shard.collect::<Vec<_>>();
+                    // Whoever visits may ask for others.
+                    drop(map);
+                    for (key, entry) in of_shard {
+                        if let Some(digest) = unkey(&key) {
+                            visit(digest, entry);
+                        }
+                    }
+                }
             }
             Ok(())
         });
+    }
+
+    /// Of so many entries: an index whose log is mostly garbage is built anew at the next start.
+    pub(crate) fn judge_size(&self, entries: u64, folder: &Folder) {
+        let size = self.call(|store| match store {
+            Store::Sled(db) => db.size_on_disk(),
+            Store::Memory(_) => Ok(0),
+        });
+        if size.is_some_and(|size| size > LOG_BYTES_MIN + LOG_BYTES_PER_ENTRY_MAX * entries) {
+            tracing::warn!(entries, size, "the log of the index is mostly garbage; the next start builds it anew");
+            if let Err(error) = folder.publish(&folder.root().join("index").join(STALE), b"", Durability::Renamed) {
+                tracing::error!(%error, "that cannot be noted; remove index/ by hand before the next start");
+            }
+        }
     }
 
     /// Writes everything to the disk.
@@ -264,35 +407,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Opening {
+    fn begin(dir: &Path, again: bool) -> Self {
+        Self::UnderWay { dir: dir.to_owned(), db: begin(dir), since: Instant::now(), again }
+    }
+}
+
 /// Opens sled on another thread, so that one which hangs or panics costs a deadline and no more.
-fn open_sled(dir: &Path) -> Result<sled::Db, String> {
-    sweep(dir).map_err(|error| error.to_string())?;
+fn begin(dir: &Path) -> mpsc::Receiver<Result<sled::Db, String>> {
     let path = dir.to_owned();
     let (sender, receiver) = mpsc::sync_channel(1);
     let open = move || {
         let open = || {
-            let config = sled::Config::new().path(path).mode(sled::Mode::LowSpace);
-            config.cache_capacity(PAGE_CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS)).open()
+            sweep(&path)?;
+            let config = sled::Config::new().path(&path).mode(sled::Mode::LowSpace);
+            config.cache_capacity(PAGE_CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS)).open().map_err(io::Error::from)
         };
+        let opened = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(io::Error::other("opening it panicked")));
         // Nobody listens any more when the deadline has passed.
-        let _ = sender.send(catch_unwind(AssertUnwindSafe(open)));
+        let _ = sender.send(opened.map_err(|error| error.to_string()));
     };
-    std::thread::Builder::new().name("index-open".into()).spawn(open).map_err(|error| error.to_string())?;
-    let db = match receiver.recv_timeout(OPEN_DEADLINE) {
-        Ok(Ok(Ok(db))) => db,
-        Ok(Ok(Err(error))) => return Err(error.to_string()),
-        Ok(Err(_)) => return Err("opening it panicked".to_owned()),
-        Err(_) => return Err(format!("opening it took more than {OPEN_DEADLINE:?}")),
-    };
-    let limit = (64 << 20) + LOG_BYTES_PER_ENTRY_MAX * db.len() as u64;
-    match db.size_on_disk() {
-        Ok(size) if size > limit => Err(format!("its log of {size} bytes is mostly garbage")),
-        _ => Ok(db),
-    }
+    // Without a thread the other end is closed at once.
+    let _ = std::thread::Builder::new().name("index-open".into()).spawn(open);
+    receiver
 }
 
 /// Removes the snapshots that a killed process left half written: sled 0.34 takes the last by name, whatever it holds.
 fn sweep(dir: &Path) -> io::Result<()> {
+    if dir.join(STALE).exists() {
+        return Err(io::Error::other("its log is mostly garbage"));
+    }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().ends_with(".generating") {
@@ -360,8 +504,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let digest = Digest::sha256_of(b"x");
         {
-            let (index, opened) = Index::open(dir.path());
-            assert_eq!(opened, Opened::Empty);
+            let index = Index::open(dir.path());
+            assert_eq!(index.opened(), Opened::Empty);
             assert!(index.put(&digest, entry(7, 1)));
             assert!(!index.put(&digest, entry(7, 1)), "counted once");
             assert!(!index.put_new(&digest, Entry::default()));
@@ -369,8 +513,8 @@ mod tests {
             assert_eq!(index.get(&digest).expect("known").used, 1);
             index.flush();
         }
-        let (index, opened) = Index::open(dir.path());
-        assert_eq!(opened, Opened::Kept);
+        let index = Index::open(dir.path());
+        assert_eq!(index.opened(), Opened::Kept);
         assert_eq!(index.get(&digest), Some(entry(7, 9)));
         assert_eq!(index.remove(&digest), Some(entry(7, 9)));
         assert_eq!(index.remove(&digest), None);
@@ -379,9 +523,8 @@ mod tests {
     #[test]
     fn what_is_gone_is_not_brought_back_by_a_change() {
         let dir = tempfile::tempdir().expect("a folder");
-        let (sled, _) = Index::open(dir.path());
-        let memory = Index { store: RwLock::new(Store::Memory(Mutex::default())), uses: Mutex::default(), lost: AtomicBool::new(false) };
-        for index in [sled, memory] {
+        let sled = Index::open(dir.path());
+        for index in [sled, Index::in_memory()] {
             let digest = Digest::sha256_of(b"x");
             // It was evicted after its use was noted.
             index.touch(&digest, 9);
@@ -399,17 +542,60 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_takes_its_time_to_open_is_empty_until_then_and_loses_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (known, meanwhile) = (Digest::sha256_of(b"known"), Digest::sha256_of(b"meanwhile"));
+        Index::open(dir.path()).put(&known, entry(7, 1));
+        let (open, db) = mpsc::sync_channel(1);
+        let index = Index::in_memory();
+        *lock(&index.opening) = Opening::UnderWay { dir: dir.path().to_owned(), db, since: Instant::now(), again: false };
+        assert_eq!(index.opened_within(Duration::ZERO), None);
+        assert_eq!((index.get(&known), index.put(&meanwhile, entry(8, 2))), (None, true));
+        open.send(begin(dir.path()).recv().expect("opens")).expect("it waits");
+        assert_eq!(index.opened(), Opened::Kept);
+        assert_eq!((index.get(&known), index.get(&meanwhile)), (Some(entry(7, 1)), Some(entry(8, 2))));
+        assert!(index.is_durable());
+    }
+
+    #[test]
+    fn one_whose_log_is_garbage_is_built_anew_at_the_next_start() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(root.path()).expect("opens");
+        let (dir, digest) = (root.path().join("index"), Digest::sha256_of(b"x"));
+        {
+            let index = Index::open(&dir);
+            index.put(&digest, entry(7, 1));
+            index.judge_size(1, &folder);
+            assert!(!dir.join(STALE).exists(), "it is small");
+            folder.publish(&dir.join(STALE), b"", Durability::Renamed).expect("writes");
+        }
+        let index = Index::open(&dir);
+        assert_eq!((index.opened(), index.get(&digest), index.is_durable()), (Opened::Empty, None, true));
+        assert!(!dir.join(STALE).exists());
+    }
+
+    #[test]
+    fn uses_are_remembered_within_bounds() {
+        let index = Index::in_memory();
+        let digest = |n: usize| Digest::sha256_of(&n.to_le_bytes());
+        (0..USES_MAX + 10).for_each(|n| index.touch(&digest(n), 1));
+        index.touch(&digest(0), 2);
+        let uses = index.uses();
+        assert_eq!((uses.len(), uses.get(&digest(0)).copied()), (USES_MAX, Some(2)));
+    }
+
+    #[test]
     fn a_half_written_snapshot_is_swept_away() {
         let dir = tempfile::tempdir().expect("a folder");
         let digest = Digest::sha256_of(b"x");
         {
-            let (index, _) = Index::open(dir.path());
+            let index = Index::open(dir.path());
             index.put(&digest, entry(7, 1));
             index.flush();
         }
         fs::write(dir.path().join("snap.FFFFFFFFFFFFFFFF.generating"), "").expect("writes");
-        let (index, opened) = Index::open(dir.path());
-        assert_eq!(opened, Opened::Kept);
+        let index = Index::open(dir.path());
+        assert_eq!(index.opened(), Opened::Kept);
         assert!(index.get(&digest).is_some());
     }
 
@@ -421,8 +607,8 @@ mod tests {
         for name in ["conf", "db"] {
             fs::write(dir.join(name), [0xA5; 4096]).expect("writes");
         }
-        let (index, opened) = Index::open(&dir);
-        assert_eq!(opened, Opened::Empty);
+        let index = Index::open(&dir);
+        assert_eq!(index.opened(), Opened::Empty);
         assert!(index.is_durable());
         assert!(parent.path().join("index.bad").exists());
     }
@@ -434,7 +620,8 @@ mod tests {
         fs::write(&dir, "a file where the folder should be").expect("writes");
         fs::create_dir(parent.path().join("index.bad")).expect("creates");
         fs::write(parent.path().join("index.bad/x"), "").expect("writes");
-        let (index, _) = Index::open(&dir);
+        let index = Index::open(&dir);
+        index.opened();
         let digest = Digest::sha256_of(b"x");
         assert!(index.put(&digest, entry(7, 1)));
         assert_eq!(index.get(&digest), Some(entry(7, 1)));

@@ -13,9 +13,9 @@ use tokio_util::task::TaskTracker;
 use super::blobs::{BlobFile, Blobs, total_bytes};
 use super::disk::{Call, Disk, probe_of};
 use super::flight::Flights;
-use super::folder::{Durability, Folder, Stamp, sync_dir};
+use super::folder::{Durability, Folder, sync_dir};
 use super::hot::{Hot, Links};
-use super::index::{Entry, Index, Opened};
+use super::index::{Entry, Index};
 use super::owed::Owed;
 use super::pins::Pins;
 use super::quarantine::Quarantine;
@@ -49,7 +49,7 @@ impl Cache {
         let clean = take_clean(folder.root());
         let index = folder.root().join("index");
         boot::forget_what_a_dead_host_knew(&folder, &index, clean.is_some(), boot::this());
-        let (index, opened) = Index::open(&index);
+        let index = Index::open(&index);
         let space = Space::new(max, folder.root().to_owned(), total, metrics.clone());
         let disk = Disk::new(config.disk_patience, metrics.clone(), stop.clone(), probe_of(folder.clone()));
         let repos = Repos::new(folder.clone(), space.beside().clone());
@@ -67,13 +67,15 @@ impl Cache {
             pins: Pins::default(),
             space,
             tag_life: config.tag_life,
+            count: super::Count::default(),
             evicting: tokio::sync::Mutex::new(()),
+            oldest: std::sync::Mutex::default(),
             complete: AtomicBool::new(false),
             metrics,
             tasks,
             stop,
         }));
-        cache.count_in_background(clean.filter(|_| opened == Opened::Kept));
+        cache.count_in_background(clean);
         cache.flush_in_background();
         cache.patrol_in_background(config.patrol);
         Ok(cache)
@@ -94,16 +96,17 @@ impl Cache {
         }
     }
 
-    fn count_in_background(&self, clean: Option<u64>) {
-        let (cache, stop) = (self.clone(), self.0.stop.clone());
-        self.0.tasks.spawn_blocking(move || cache.count(clean, &stop));
-    }
-
     fn flush_in_background(&self) {
         let cache = self.clone();
         self.0.tasks.spawn(async move {
             let mut every = tokio::time::interval(FLUSH_USES_EVERY);
-            while cache.0.stop.run_until_cancelled(every.tick()).await.is_some() {
+            let soon = async |every: &mut tokio::time::Interval| {
+                tokio::select! {
+                    _ = every.tick() => {}
+                    () = cache.0.index.many_uses() => {}
+                }
+            };
+            while cache.0.stop.run_until_cancelled(soon(&mut every)).await.is_some() {
                 let cache = cache.clone();
                 // A panic in there is the index's own, and caught there.
                 let _ = tokio::task::spawn_blocking(move || cache.0.index.flush_uses()).await;
@@ -111,61 +114,10 @@ impl Cache {
         });
     }
 
-    /// Adds up what is held. An index that does not add up to what was noted when it was closed is first held against the
-    /// files, both ways.
-    pub(super) fn count(&self, clean: Option<u64>, stop: &CancellationToken) {
-        let inner = &*self.0;
-        if let Some(noted) = clean {
-            let mut held = 0;
-            inner.index.each(|_, entry| held += entry.size);
-            if held == noted {
-                inner.space.found(held);
-                inner.complete.store(true, Ordering::Release);
-                inner.space.set_counted();
-                return;
-            }
-        }
-        let started = std::time::Instant::now();
-        let mut gone = Vec::new();
-        inner.index.each(|digest, entry| {
-            inner.space.found(entry.size);
-            if !stop.is_cancelled() && !inner.blobs.path(&digest).exists() {
-                gone.push(digest);
-            }
-        });
-        if inner.index.take_lost() {
-            // It failed while it was read: what it said so far is not all.
-            inner.space.forget();
-            return self.count(None, stop);
-        }
-        for digest in &gone {
-            self.forget(digest);
-        }
-        let mut added = 0_u64;
-        let walked = inner.blobs.walk(stop, |digest, size, used| {
-            let used = u64::try_from(used).unwrap_or(0).saturating_mul(1_000);
-            if inner.index.put_new(&digest, Entry { size, used, stamp: Stamp::default() }) {
-                inner.space.found(size);
-                added += 1;
-            }
-        });
-        if stop.is_cancelled() {
-            return;
-        }
-        if let Err(error) = &walked {
-            tracing::error!(%error, "the blobs cannot all be counted; the size limit may be passed until the next start");
-        }
-        inner.complete.store(walked.is_ok(), Ordering::Release);
-        inner.metrics.index_rebuilt();
-        let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(added, removed = gone.len(), seconds, "the index was held against the files");
-        inner.space.set_counted();
-    }
-
     /// A held blob was verified in the state in which it was opened. Blocks.
     pub(crate) fn trust(&self, file: &BlobFile) {
         let entry = Entry { size: file.stamp.size, used: now(), stamp: file.stamp };
-        if self.0.index.put(&file.digest, entry) {
+        if self.enter(&file.digest, entry) {
             self.0.space.found(entry.size);
         }
     }
@@ -206,13 +158,6 @@ impl Cache {
     pub(super) fn forget_vanished(&self, digest: &Digest) {
         if matches!(self.0.blobs.open(digest), Ok(None)) {
             self.forget(digest);
-        }
-    }
-
-    /// A blob is gone: what was known of it is dropped.
-    pub(super) fn forget(&self, digest: &Digest) {
-        if let Some(entry) = self.0.index.remove(digest) {
-            self.0.space.gone(entry.size);
         }
     }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::blobs::BlobFile;
+use super::count::SHARDS;
 use super::flight::Role;
 use super::folder::{Durability, Stamp};
 use super::index::Entry;
@@ -56,9 +57,6 @@ const FAILED_REST: Duration = Duration::from_secs(10 * 60);
 
 /// Where a round stands, from run to run.
 const POSITION: &str = "PATROL";
-
-/// The shards of `blobs/`: each first byte of a digest, of every algorithm.
-const SHARDS: u16 = 256;
 
 /// Where a round stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -122,7 +120,7 @@ impl Cache {
             Some(_) => self.forget(&file.digest),
             None => {}
         }
-        if inner.index.put_new(&file.digest, Entry { size: file.size(), used: now(), stamp: file.stamp }) {
+        if self.enter_new(&file.digest, Entry { size: file.size(), used: now(), stamp: file.stamp }) {
             inner.space.found(file.size());
         }
         // Whoever evicts removes the file first and the entry then: if that was before ours, ours goes too.

@@ -125,6 +125,18 @@ impl Space {
         self.0.counted.send_replace(true);
     }
 
+    /// They are not known any more: whoever asks waits again.
+    pub(crate) fn set_uncounted(&self) {
+        self.0.counted.send_replace(false);
+    }
+
+    /// How many bytes are held beyond the limit.
+    pub(crate) fn excess(&self) -> u64 {
+        let max = self.0.max.saturating_sub(self.0.beside.bytes());
+        let counts = self.lock();
+        counts.held.saturating_add(counts.promised).saturating_sub(max)
+    }
+
     /// A blob was found that had not been counted.
     pub(crate) fn found(&self, bytes: u64) {
         let mut counts = self.lock();

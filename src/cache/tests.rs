@@ -1,6 +1,7 @@
 //! The cache against its disk: what is removed, changed or unreadable behind its back.
 
 use std::fs;
+use std::sync::atomic::Ordering;
 
 use super::*;
 
@@ -87,6 +88,74 @@ async fn a_file_that_cannot_be_evicted_is_not_asked_for_again_and_again() {
     keep(&cache, 3, 150_000).await;
     assert!(!cache.0.blobs.path(&other).exists());
     assert!(cache.fullness().0 <= 300_000);
+}
+
+#[tokio::test]
+async fn evicting_one_after_the_other_is_no_look_at_everything_each_time() {
+    const HELD: u8 = 32;
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), u64::from(HELD) * 1_000, &CancellationToken::new());
+    let mut kept = Vec::new();
+    for n in 0..HELD {
+        kept.push(keep(&cache, n, 1_000).await);
+    }
+    let before = cache.0.index.visited.load(Ordering::Relaxed);
+    for n in HELD..4 * HELD {
+        // The first is the oldest by its commit, and not by its use.
+        cache.touch(&kept[0]);
+        kept.push(keep(&cache, n, 1_000).await);
+        assert!(cache.fullness().0 <= u64::from(HELD) * 1_000);
+        assert!(cache.0.blobs.path(&kept[0]).exists(), "it was used last");
+        assert!(cache.0.blobs.path(&kept[usize::from(n)]).exists());
+    }
+    let visited = cache.0.index.visited.load(Ordering::Relaxed) - before;
+    // Each look serves as many evictions as there are blobs, and some find their blob used since.
+    assert!(visited <= 6 * usize::from(HELD), "{visited} entries were visited to evict {} blobs", 3 * HELD);
+    let there = kept.iter().filter(|digest| cache.0.blobs.path(digest).exists()).count() as u64;
+    assert_eq!(cache.fullness().0, there * 1_000);
+}
+
+#[tokio::test]
+async fn what_changes_while_it_is_counted_is_counted_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    assert!(cache.0.space.counted().await);
+    let contents = (0..400_u32).map(u32::to_le_bytes).collect::<Vec<_>>();
+    let digests = contents.iter().map(|content| Digest::sha256_of(content)).collect::<Vec<_>>();
+    let place = |n: usize| fs::write(cache.0.blobs.path(&digests[n]), contents[n]).expect("writes");
+    (0..digests.len()).for_each(place);
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20 {
+                cache.count(None);
+            }
+            ended.store(true, Ordering::Release);
+        });
+        // Some are evicted, some verified, some arrive.
+        for n in (0..digests.len()).cycle() {
+            if ended.load(Ordering::Acquire) {
+                break;
+            }
+            match n % 3 {
+                0 => {
+                    cache.0.blobs.remove(&digests[n]).expect("removes");
+                    cache.forget(&digests[n]);
+                }
+                1 => cache.trust(&cache.0.blobs.open(&digests[n]).expect("opens").expect("is there")),
+                _ => place(n),
+            }
+            if n % 3 == 0 && n % 2 == 0 {
+                place(n);
+                cache.trust(&cache.0.blobs.open(&digests[n]).expect("opens").expect("is there"));
+            }
+        }
+    });
+    let (mut indexed, mut entries) = (0, 0);
+    cache.0.index.each(|_, entry| (indexed, entries) = (indexed + entry.size, entries + 1));
+    assert_eq!(cache.fullness().0, indexed);
+    let there = digests.iter().filter(|digest| cache.0.blobs.path(digest).exists()).count();
+    assert_eq!(entries, there);
 }
 
 #[tokio::test]

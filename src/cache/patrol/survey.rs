@@ -7,7 +7,7 @@
 //! goes on with the rest: the index itself says what is left.
 
 use super::{Patrol, SHARDS};
-use crate::cache::Cache;
+use crate::cache::count::Doubt;
 use crate::oci::{Algorithm, Digest};
 
 /// Bytes a second, unless `cache.patrol` is quicker: half of what a single hard disk reads, so that the other half is for
@@ -17,8 +17,7 @@ pub(super) const SURVEY_RATE: u64 = 64 << 20;
 impl Patrol {
     /// Hashes every file that no entry of the index vouches for.
     pub(super) async fn survey(&mut self) {
-        let cache = self.cache.clone();
-        let Some((files, mut left)) = self.change(move || unverified(&cache)).await else { return };
+        let Doubt { files, bytes: mut left } = self.cache.0.count.doubt();
         self.told.unverified(left);
         if files == 0 {
             return;
@@ -54,16 +53,4 @@ impl Patrol {
         // A folder that cannot be listed is told of by the round that follows.
         self.ask(list).await.unwrap_or_default()
     }
-}
-
-/// How many files, and bytes, nobody vouches for.
-fn unverified(cache: &Cache) -> (u64, u64) {
-    let (mut files, mut bytes) = (0, 0);
-    cache.0.index.each(|_, entry| {
-        if !entry.is_vouched_for() {
-            files += 1;
-            bytes += entry.size;
-        }
-    });
-    (files, bytes)
 }

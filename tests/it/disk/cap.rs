@@ -163,6 +163,25 @@ async fn a_smaller_limit_after_a_restart_is_kept_at_the_next_blob() {
 }
 
 #[tokio::test]
+async fn a_smaller_limit_after_a_restart_is_kept_before_any_blob_comes() {
+    let plain = Registry::plain().await;
+    let mirror = mirror_of(&plain, "20MiB");
+    let blobs = blobs(&plain, 1..6, 3 * MIB);
+    for blob in &blobs {
+        fetch(&mirror, blob).await;
+    }
+    let mirror = mirror.stop().await.max_size("7MiB").start();
+    let data = mirror.settings().data();
+    let within_it = async {
+        while used(&data) > 7 * MIB {
+            mirror.settled().await;
+        }
+    };
+    within("the limit", Box::pin(within_it)).await;
+    mirror.settings().audit().assert_sound().assert_holds(blobs[3..].iter().map(|blob| &blob.digest));
+}
+
+#[tokio::test]
 async fn a_crowd_that_wants_more_than_fits_is_served_and_the_limit_holds() {
     let plain = Registry::plain().await;
     let mirror = mirror_of(&plain, "6MiB");

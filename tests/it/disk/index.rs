@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::REPO;
 use crate::support::client::{get, pull};
+use crate::support::inject::{Call, Event, Injector, Verdict};
 use crate::support::mirror::Builder;
 use crate::support::patience::within;
 use crate::support::registry::{Image, Pushed, Registry};
@@ -101,6 +102,40 @@ async fn a_killed_process_leaves_an_index_that_is_used_or_rebuilt() {
     let program = settings.spawn().await;
     assert_eq!(pull(&program.url(), REPO, "latest").await.map(|pulled| pulled.digest), Ok(image.digest));
     assert!(began.elapsed() < BUDGET, "{:?}", began.elapsed());
+}
+
+/// A step of the start, and its calls.
+type Step = (&'static str, fn(&Event) -> bool);
+
+/// What the start does with all that is held: the more that is, the longer it takes.
+const LONG: [Step; 2] = [
+    ("the opening of the index", |event| event.path.starts_with("index/")),
+    ("the count of the files", |event| event.call == Call::Open && event.path == "blobs/sha256/00"),
+];
+
+#[tokio::test]
+async fn a_start_waits_for_nothing_that_grows_with_what_is_held() {
+    for (what, takes_for_ever) in LONG {
+        let (settings, image) = held(false).await;
+        let injector = Injector::new(&settings.data());
+        injector.arm(move |event| if takes_for_ever(event) { Verdict::Hang } else { Verdict::Pass });
+        let began = Instant::now();
+        let program = settings.spawn_with(|command| injector.dress(command)).await;
+        assert_eq!(pull(&program.url(), REPO, "latest").await.map(|pulled| pulled.digest), Ok(image.digest), "{what}");
+        assert!(began.elapsed() < BUDGET, "{what}: {:?}", began.elapsed());
+        assert_eq!(get(program.admin("/readyz")).send().await.status, 200, "{what}");
+        within(what, async {
+            while injector.hung() == 0 {
+                get(program.admin("/healthz")).send().await;
+            }
+        })
+        .await;
+        injector.release();
+        let held = program.settings().audit().assert_sound().bytes;
+        let wrong = async || program.metric("millpond_cache_bytes", &[]).await.to_string() != held.to_string();
+        within("every blob to be counted", async { while wrong().await {} }).await;
+        assert_eq!(program.terminate().await.0.code(), Some(0), "{what}");
+    }
 }
 
 /// An index that opens well, but knows only a part: of a backup, or cut short by its own repair.
