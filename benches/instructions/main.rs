@@ -1,4 +1,4 @@
-//! Instructions and allocations of the hot paths, counted by valgrind's callgrind and held against `benches/budgets`.
+//! Instructions of the hot paths, counted by valgrind's callgrind and held against `benches/budgets`; and, roughly, allocations.
 //!
 //!     cargo bench --profile guard --bench instructions              fails where a budget is passed
 //!     cargo bench --profile guard --bench instructions -- --set     writes what was counted as the new budgets
@@ -91,8 +91,8 @@ fn compare(budgets: &BTreeMap<String, Cost>, counted: &BTreeMap<&str, Cost>) -> 
     let mut good = true;
     for (case, cost) in counted {
         let budget = budgets.get(*case).copied().unwrap_or(Cost { instructions: 0, allocations: 0 });
-        // One more now and then is a table that grows.
-        let within = cost.instructions <= budget.instructions * (100 + MARGIN_PERCENT) / 100 && cost.allocations <= budget.allocations + 1;
+        // Allocations are told and not judged: from run to run the count of the same program differs.
+        let within = cost.instructions <= budget.instructions * (100 + MARGIN_PERCENT) / 100;
         let verdict = match () {
             () if !within => "  TOO MUCH: see benches/budgets",
             () if cost.instructions < budget.instructions * (100 - MARGIN_PERCENT) / 100 => "  less: a new budget would hold it",
