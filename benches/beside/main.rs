@@ -25,7 +25,6 @@ mod held;
 mod http;
 mod limit;
 mod load;
-mod mapping;
 mod proc;
 mod servers;
 mod table;

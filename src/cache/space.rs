@@ -54,6 +54,13 @@ struct Counts {
     promised: u64,
 }
 
+impl Counts {
+    /// By how many bytes there would be too many with so many more.
+    fn over(&self, max: u64, more: u64) -> u64 {
+        self.held.saturating_add(self.promised).saturating_add(more).saturating_sub(max)
+    }
+}
+
 /// Bytes promised to a blob that is arriving.
 #[derive(Debug)]
 pub(crate) struct Promise {
@@ -94,15 +101,14 @@ impl Space {
     /// Asks for `bytes`. A call to the file system: not for a runtime's worker.
     pub(crate) fn ask(&self, bytes: u64) -> Ask {
         let inner = &*self.0;
-        // Eviction frees nothing of what lies beside the blobs.
-        let max = inner.max.saturating_sub(inner.beside.bytes());
+        let max = self.max_of_blobs();
         if bytes > max {
             return Ask::TooLarge;
         }
         // What cannot be measured is found out by writing.
         let free = free_bytes(&inner.root).unwrap_or(u64::MAX);
         let mut counts = self.lock();
-        let over_limit = counts.held.saturating_add(counts.promised).saturating_add(bytes).saturating_sub(max);
+        let over_limit = counts.over(max, bytes);
         // What was promised before has been allocated by now, so the file system has counted it.
         let over_disk = bytes.saturating_add(inner.leave_free).saturating_sub(free);
         let short = over_limit.max(over_disk);
@@ -132,9 +138,12 @@ impl Space {
 
     /// How many bytes are held beyond the limit.
     pub(crate) fn excess(&self) -> u64 {
-        let max = self.0.max.saturating_sub(self.0.beside.bytes());
-        let counts = self.lock();
-        counts.held.saturating_add(counts.promised).saturating_sub(max)
+        self.lock().over(self.max_of_blobs(), 0)
+    }
+
+    /// What is left of the limit for blobs: eviction frees nothing of what lies beside them.
+    fn max_of_blobs(&self) -> u64 {
+        self.0.max.saturating_sub(self.0.beside.bytes())
     }
 
     /// A blob was found that had not been counted.

@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::MIN_RATE;
+use super::hand::PAUSE;
 use super::mapped::{self, Bringing, Mapped};
 use super::unsent::{self, Wide};
 
@@ -31,11 +32,8 @@ use super::unsent::{self, Wide};
 /// and the reset overtakes the answer: a client that is refused in the middle of an upload would never see why. A second is a round trip to anywhere.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes that a quick client takes without a [`PAUSE`]: more than both kernels hold for one that reads nothing.
-const QUICK: u64 = 1 << 20;
-
-/// How long a quick client may keep the server waiting.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that a client takes without a [`PAUSE`] when more may wait in its socket: more than both kernels hold for one that reads nothing.
+const WIDE_AFTER: u64 = 1 << 20;
 
 /// Bytes thrown away at a time.
 const DISCARD: usize = 8 * 1024;
@@ -131,7 +129,7 @@ impl Guard {
                 }
             }
         }
-        if self.run >= QUICK {
+        if self.run >= WIDE_AFTER {
             self.run = 0;
             if self.wide.is_none() {
                 self.wide = unsent::widen(&self.socket);

@@ -43,8 +43,9 @@ const QUICK: u64 = 512 << 10;
 /// give, and would keep it for itself.
 const BURST: u64 = 4 << 20;
 
-/// Between two pieces. Longer, and the client waits less for the server than the server for it.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long a quick client may keep the server waiting, for the next piece to be given or for room in its socket. Longer, and it waits less
+/// for the server than the server for it.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// Set before a body is polled; it is polled to the end of its piece on the same thread.

@@ -21,17 +21,15 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
 use crate::listen;
+use crate::mapping::PAGE_BYTES;
 use crate::observe::{Line, Outcome};
 
 /// How often a body asks for its content anew: a held file that cannot be read, the transfer that replaces it and cannot be
 /// read either, and the one after that, which does without the disk; and once for luck.
 const AGAIN_MAX: u32 = 4;
 
-/// Fewer bytes than this are read rather than sent from a mapping: as quick, and the client has them whatever becomes of the file.
-const MAPPED_BYTES_MIN: u64 = 128 << 10;
-
-/// What is mapped ends where a page does.
-const PAGE_BYTES: u64 = 4096;
+/// A piece of fewer bytes is read rather than sent from a mapping: as quick, and the client has them whatever becomes of the file.
+const MAPPED_PIECE_MIN: u64 = 128 << 10;
 
 /// Asks for a content anew, from an offset on; nothing when it cannot be had.
 pub type Again = Arc<dyn Fn(u64) -> BoxFuture<'static, Option<Content>> + Send + Sync>;
@@ -355,14 +353,14 @@ fn poll_file(
 }
 
 /// Bytes for a connection that takes them as the kernel has them: not the last ones. Those are read, so that a file that somebody
-/// truncated is no clean end: what is missing of a mapped page looks like zeros.
+/// truncated is no clean end: what is missing of a mapped page looks like zeros. So what is mapped ends where a page does.
 fn mapped_now(blob: &Blob, at: u64, end: u64) -> Option<Bytes> {
     let max = listen::mapped_piece();
     if max == 0 {
         return None;
     }
     let upto = (end - 1).min(at + max) / PAGE_BYTES * PAGE_BYTES;
-    let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_BYTES_MIN)?;
+    let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN)?;
     blob.mapped_now(at, len).inspect(|_| listen::gives_mapped())
 }
 

@@ -127,11 +127,8 @@ fn containerd_pulls() {
 /// A `[host]` with a path gets `/v2` behind it. (dockerd 20.10 refuses a mirror with a path; newer ones do the same as containerd.)
 #[test]
 fn containerd_pulls_by_a_secret_path() {
-    if process::lacks(TOOLS) {
+    if process::lacks(TOOLS) || mirror::lacks("knows no secret path") {
         return;
-    }
-    if mirror::is_stand_in() {
-        return process::skip("docker-registry knows no secret path");
     }
     let Some(fixtures) = fixtures::get() else { return };
     let secret = "a-path-that-nobody-guesses";
@@ -154,11 +151,8 @@ fn containerd_pulls_by_a_secret_path() {
 /// With the registry in the path: before `/v2`, which containerd then adds, and behind it with `override_path`. Each says `ns` as well.
 #[test]
 fn containerd_pulls_with_the_registry_in_the_path() {
-    if process::lacks(TOOLS) {
+    if process::lacks(TOOLS) || mirror::lacks("knows no registry in the path") {
         return;
-    }
-    if mirror::is_stand_in() {
-        return process::skip("docker-registry knows no registry in the path");
     }
     let Some(fixtures) = fixtures::get() else { return };
     let chain = Chain::start(fixtures);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::process::{Daemon, Scratch};
+use crate::process::{self, Daemon, Scratch};
 use crate::registry::{Registry, Role};
 
 /// A running mirror of `docker.io` whose only endpoint is the given upstream.
@@ -36,6 +36,15 @@ pub(crate) fn is_stand_in() -> bool {
         Ok(other) => panic!("MILLPOND_TEST_STAND_IN={other}: only docker-registry can stand in"),
         Err(_) => false,
     }
+}
+
+/// Whether docker-registry stands in for millpond and falls short of the test: says in one line by what, and panics instead when `CI=true`.
+pub(crate) fn lacks(why: &str) -> bool {
+    let lacks = is_stand_in();
+    if lacks {
+        process::skip(&format!("docker-registry {why}"));
+    }
+    lacks
 }
 
 impl Mirror {

@@ -21,7 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("upstream", &["oci", "observe", "version"]),
     ("fill", &["oci", "observe", "cache"]),
     ("pull", &["oci", "observe", "cache", "upstream", "fill"]),
-    ("reply", &["oci", "observe", "cache", "pull", "route", "listen"]),
+    ("reply", &["oci", "observe", "cache", "pull", "route", "listen", "mapping"]),
     ("handle", &["oci", "observe", "listen", "route", "access", "pull", "reply", "upstream"]),
     ("serve", &["access", "admin", "cache", "fill", "handle", "listen", "observe", "pull", "upstream", "version"]),
     ("config", &["oci", "access", "cache", "listen", "pull", "upstream"]),
