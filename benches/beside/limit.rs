@@ -55,7 +55,9 @@ fn hold(source: &Path) -> io::Result<HashMap<String, Held>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (file, len) = (File::open(&path)?, fs::metadata(&path)?.len());
         // For as long as the benchmark runs.
-        let body = Box::leak(Box::new(Mapping::of(&file, len).ok_or_else(|| io::Error::other("it cannot be mapped"))?)).as_ref();
+        let mapping: &'static Mapping =
+            Box::leak(Box::new(Mapping::of(&file, len).ok_or_else(|| io::Error::other("it cannot be mapped"))?));
+        let body = mapping.as_ref();
         let (path, kind) = if name == "manifest" {
             (Content::tag_path(), MANIFEST_TYPE)
         } else {
