@@ -194,14 +194,14 @@ impl Blob {
         pool::read_now(&self.file.file, offset, max).ok().flatten()
     }
 
-    /// At most `max` bytes at `offset` as the kernel has them, where it has all of them in memory. They are for a socket, and not to be
-    /// looked at: see [`mapping`]. As long as they last the blob is not evicted.
+    /// At most `max` bytes at `offset` as the kernel has them, where it has all of them in memory and nobody cut the file. They are for a
+    /// socket, and not to be looked at: see [`mapping`]. As long as they last the blob is not evicted.
     pub fn mapped_now(&self, offset: u64, max: u64) -> Option<Bytes> {
-        let size = self.file.mapping()?.as_ref().len();
+        let bytes = self.file.mapping()?.as_ref();
         let start = usize::try_from(offset).ok()?;
-        let end = usize::try_from(offset.checked_add(max)?).ok()?.min(size);
-        let slice = MappedSlice { blob: self.clone(), range: start..end };
-        mapping::is_resident(slice.blob.file.mapping()?.as_ref().get(start..end)?).then(|| Bytes::from_owner(slice))
+        let end = usize::try_from(offset.checked_add(max)?).ok()?.min(bytes.len());
+        let can_be_sent = mapping::is_resident(bytes.get(start..end)?) && self.file.is_uncut();
+        can_be_sent.then(|| Bytes::from_owner(MappedSlice { blob: self.clone(), range: start..end }))
     }
 
     /// Reads at most `max` bytes at `offset`, waiting for the disk as long as it may take. A blob for which it does not answer

@@ -5,25 +5,28 @@
 //! returns, unless the reader stands still, which is waited for once ([`PATIENCE`]). Who stands still for long loses lines, and is told
 //! how many when it reads again; the buffer is bounded ([`BUFFER_MAX`]). [`Log::close`] loses nothing that can be written in time.
 //!
-//! Also owns how the one line of a request is spelled as JSON, which is made for every hit: exactly as `tracing_subscriber` would, for a
-//! fifth of its instructions.
+//! The line of a request ([`request()`]) has a way of its own where the log is JSON.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 
 pub use tracing_subscriber::filter::EnvFilter;
 
+mod request;
+
+pub use self::request::Request;
+
+/// The log of this process, where it is JSON.
+static JSON: OnceLock<Log> = OnceLock::new();
+
 /// What the line of a request is called, for it to be known among all others.
-pub const REQUEST: &str = "request";
+const REQUEST: &str = "request";
 
 /// What the line that tells of lost lines is called.
 const LOST: &str = "lost lines";
@@ -95,8 +98,8 @@ impl Log {
     pub fn install(&self, json: bool, ansi: bool, filter: EnvFilter) {
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(self.clone()).with_ansi(ansi);
         if json {
-            let stock = Format::default().json().flatten_event(true);
-            log.fmt_fields(JsonFields::new()).event_format(Lines { stock }).init();
+            log.json().flatten_event(true).init();
+            let _ = JSON.set(self.clone());
         } else {
             log.init();
         }
@@ -209,62 +212,26 @@ impl Write for OneLine<'_> {
     }
 }
 
-/// JSON, the line of a request by a short way.
-struct Lines {
-    stock: Format<Json>,
-}
-
-impl<S, N> FormatEvent<S, N> for Lines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let what = event.metadata();
-        if what.name() != REQUEST {
-            return self.stock.format_event(context, writer, event);
-        }
-        // More than a line is long, as a rule.
-        let mut line = String::with_capacity(512);
-        let now = humantime::format_rfc3339_micros(SystemTime::now());
-        write!(line, "{{\"timestamp\":\"{now}\",\"level\":\"{}\"", what.level())?;
-        event.record(&mut Fields(&mut line));
-        line.push_str(",\"target\":");
-        quote(&mut line, what.target());
-        line.push_str("}\n");
-        writer.write_str(&line)
+/// Puts the line of a request into the log, if its filter lets it through.
+pub fn request(line: &Request<'_>) {
+    if !tracing::enabled!(target: request::TARGET, Level::INFO) {
+        return;
+    }
+    match JSON.get() {
+        Some(log) => line.spelled(|bytes| log.put(bytes, false)),
+        None => event(line),
     }
 }
 
-/// Writes fields as JSON. That into a String cannot fail.
-struct Fields<'a>(&'a mut String);
-
-impl Fields<'_> {
-    /// Names are written in this program: there is nothing in them to be escaped.
-    fn name(&mut self, field: &Field) {
-        self.0.push_str(",\"");
-        self.0.push_str(field.name());
-        self.0.push_str("\":");
-    }
-}
-
-impl Visit for Fields<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.name(field);
-        quote(self.0, value);
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.name(field);
-        let _ = write!(self.0, "{value}");
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.name(field);
-        let mut text = String::with_capacity(64);
-        let _ = write!(text, "{value:?}");
-        quote(self.0, &text);
-    }
+/// The same by the way of all others.
+fn event(line: &Request<'_>) {
+    let Request { method, upstream, repo, reference, status, outcome, bytes, duration_ms, client, end, error, request } = *line;
+    tracing::info!(
+        name: REQUEST,
+        target: request::TARGET,
+        method, upstream, repo, reference, status, outcome, bytes, duration_ms, %client, end, error, request,
+        "request"
+    );
 }
 
 /// A text between quotes, with nothing in it that ends a line or moves a cursor.
@@ -362,35 +329,5 @@ mod tests {
         thread.join().unwrap();
         let text: String = lines.try_iter().collect();
         assert!(text.starts_with("first\nx") && text.lines().count() as u64 == kept, "{} of {kept}", text.lines().count());
-    }
-
-    /// What a subscriber with this format makes of the line of a request.
-    fn spelled<E>(format: E) -> serde_json::Value
-    where
-        E: FormatEvent<tracing_subscriber::Registry, JsonFields> + Send + Sync + 'static,
-    {
-        let (go, may) = sync_channel(10);
-        let (taken, lines) = sync_channel(10);
-        let (log, thread) = Log::patient(Slow { may, taken }, LONG).unwrap();
-        go.send(()).unwrap();
-        let inner = tracing_subscriber::fmt::layer().fmt_fields(JsonFields::new()).event_format(format).with_writer(log.clone());
-        let subscriber = tracing_subscriber::layer::SubscriberExt::with(tracing_subscriber::registry(), inner);
-        tracing::subscriber::with_default(subscriber, || {
-            let (nothing, error) = (None::<&str>, Some("\u{1b}[2J \"\\\n é"));
-            tracing::info!(name: REQUEST, method = "GET", status = 200_u16, bytes = u64::MAX, client = %"[::1]:5", error, nothing, "request");
-        });
-        log.close();
-        thread.join().unwrap();
-        let mut line: serde_json::Value = serde_json::from_str(&lines.try_iter().collect::<String>()).unwrap();
-        let time = line["timestamp"].take();
-        humantime::parse_rfc3339(time.as_str().unwrap()).unwrap();
-        line
-    }
-
-    #[test]
-    fn the_line_of_a_request_is_spelled_as_all_others() {
-        let stock = || Format::default().json().flatten_event(true);
-        let (ours, theirs) = (spelled(Lines { stock: stock() }), spelled(stock()));
-        assert_eq!(ours.to_string(), theirs.to_string(), "the same fields in the same order");
     }
 }

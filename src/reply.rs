@@ -18,9 +18,11 @@ use crate::pull::{self, Answer, BlobAnswer, ManifestAnswer, Referrers, Tags};
 use crate::route::NoRoute;
 
 mod body;
+mod head;
 mod range;
 mod search;
 
+use self::head::{As, HEADERS, Of};
 pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
 pub use search::{catalog, search, search_ping};
@@ -28,9 +30,6 @@ pub use search::{catalog, search, search_ping};
 /// A response, ready to be sent.
 pub type Response = hyper::Response<Body>;
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const OCI_FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -98,41 +97,37 @@ pub fn ping() -> Response {
 
 /// A manifest.
 pub fn manifest(answer: Answer<ManifestAnswer>, by_tag: bool, asked: &Asked) -> Response {
-    let Answer { content, outcome } = answer;
-    let mut response = match &content.bytes {
-        _ if asked.has(&content.digest) => status(StatusCode::NOT_MODIFIED),
-        Some(bytes) => part(&Content::Memory(bytes.clone()), bytes.len() as u64, &content.digest, asked),
+    let Answer { content: ManifestAnswer { digest, media_type, size, bytes }, outcome } = answer;
+    let response = match bytes {
+        _ if asked.has(&digest) => status(StatusCode::NOT_MODIFIED),
+        Some(bytes) => {
+            let size = bytes.len() as u64;
+            part(Content::Memory(bytes), size, &digest, asked)
+        }
         None => {
-            let mut response = new(Body::empty());
-            if let Some(size) = content.size {
-                set(&mut response, header::CONTENT_LENGTH, &size.to_string());
+            let mut response = hyper::Response::new(Body::empty());
+            if let Some(size) = size {
+                response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
             }
             response
         }
     };
-    if let Some(media_type) = &content.media_type
-        && response.status() != StatusCode::RANGE_NOT_SATISFIABLE
-        && !response.headers().contains_key(header::CONTENT_TYPE)
-    {
-        set(&mut response, header::CONTENT_TYPE, media_type.as_str());
-    }
-    describe(&mut response, &content.digest);
-    if by_tag {
-        fix(&mut response, header::CACHE_CONTROL, "no-cache");
-        fix(&mut response, header::VARY, "Accept");
-    } else {
-        fix(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
-    }
-    finish(response, outcome)
+    describe(response, Of { digest, answered: if by_tag { As::Tag } else { As::Manifest }, media_type, outcome, length: None })
 }
 
 /// A blob. Waits for the size of one that is arriving, where a range or an old client needs it.
 pub async fn blob(answer: Answer<BlobAnswer>, digest: &Digest, asked: &Asked) -> Result<Response, pull::Error> {
     let Answer { content, outcome } = answer;
-    let mut response = match content {
+    let response = match content {
         _ if asked.has(digest) => status(StatusCode::NOT_MODIFIED),
-        BlobAnswer::Memory(bytes) => part(&Content::Memory(bytes.clone()), bytes.len() as u64, digest, asked),
-        BlobAnswer::Whole(blob) => part(&Content::Whole(blob.clone()), blob.size(), digest, asked),
+        BlobAnswer::Memory(bytes) => {
+            let size = bytes.len() as u64;
+            part(Content::Memory(bytes), size, digest, asked)
+        }
+        BlobAnswer::Whole(blob) => {
+            let size = blob.size();
+            part(Content::Whole(blob), size, digest, asked)
+        }
         BlobAnswer::Growing(growing) => {
             let size = match growing.progress().size {
                 Some(size) => Some(size),
@@ -140,23 +135,18 @@ pub async fn blob(answer: Answer<BlobAnswer>, digest: &Digest, asked: &Asked) ->
                 None => None,
             };
             match size {
-                Some(size) => part(&Content::Growing(growing), size, digest, asked),
-                None => new(Body::whole(Content::Growing(growing), None)),
+                Some(size) => part(Content::Growing(growing), size, digest, asked),
+                None => hyper::Response::new(Body::whole(Content::Growing(growing), None)),
             }
         }
         BlobAnswer::Size(size) => sized(size, digest, asked),
     };
-    if !response.headers().contains_key(header::CONTENT_TYPE) {
-        fix(&mut response, header::CONTENT_TYPE, "application/octet-stream");
-    }
-    describe(&mut response, digest);
-    fix(&mut response, header::CACHE_CONTROL, "max-age=31536000, immutable");
-    Ok(finish(response, outcome))
+    Ok(describe(response, Of { digest: *digest, answered: As::Blob, media_type: None, outcome, length: None }))
 }
 
 /// HEAD of a blob whose bytes are not at hand.
 fn sized(size: Option<u64>, digest: &Digest, asked: &Asked) -> Response {
-    let mut response = new(Body::empty());
+    let mut response = hyper::Response::new(Body::empty());
     let Some(size) = size else { return response };
     let length = match asked.wanted(digest, size) {
         Wanted::One(range) => {
@@ -168,16 +158,16 @@ fn sized(size: Option<u64>, digest: &Digest, asked: &Asked) -> Response {
         // HEAD says what GET without ranges would.
         Wanted::Whole | Wanted::Many(_) => size,
     };
-    set(&mut response, header::CONTENT_LENGTH, &length.to_string());
+    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     response
 }
 
 /// The wanted part of a content of known size (RFC 9110 section 15.3.7).
-fn part(content: &Content, size: u64, digest: &Digest, asked: &Asked) -> Response {
+fn part(content: Content, size: u64, digest: &Digest, asked: &Asked) -> Response {
     match asked.wanted(digest, size) {
-        Wanted::Whole => new(Body::whole(content.clone(), Some(size))),
+        Wanted::Whole => hyper::Response::new(Body::whole(content, Some(size))),
         Wanted::One(range) => {
-            let mut response = new(Body::range(content.clone(), &range));
+            let mut response = hyper::Response::new(Body::range(content, &range));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{}/{size}", range.start, range.end - 1));
             response
@@ -190,7 +180,7 @@ fn part(content: &Content, size: u64, digest: &Digest, asked: &Asked) -> Respons
                 let place = format!("Content-Range: bytes {}-{}/{size}", range.start, range.end - 1);
                 Bytes::from(format!("\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n{place}\r\n\r\n"))
             };
-            let mut response = new(Body::ranges(content.clone(), ranges, Box::new(head), end));
+            let mut response = hyper::Response::new(Body::ranges(content, ranges, Box::new(head), end));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, header::CONTENT_TYPE, &of_multipart);
             response
@@ -387,22 +377,31 @@ fn status(status: StatusCode) -> Response {
     response
 }
 
-/// Says which content it is.
-fn describe(response: &mut Response, digest: &Digest) {
-    let digest = digest.text();
-    set(response, header::ETAG, &format!("\"{}\"", digest.as_str()));
-    set(response, CONTENT_DIGEST, digest.as_str());
-    fix(response, header::ACCEPT_RANGES, "bytes");
+/// Says which content it is, and what every answer says. What the answer says already of its part of the content stays.
+fn describe(mut response: Response, of: Of) -> Response {
+    let status = response.status();
+    // Set here and not left to hyper: HEAD has it too.
+    let length = response.body().len().filter(|_| status != StatusCode::NOT_MODIFIED);
+    let outcome = of.outcome;
+    // Those of parts are all different, and are not kept.
+    let whole = response.headers().is_empty();
+    let mut head = head::of(Of { length: length.filter(|_| whole), ..of });
+    if !whole {
+        if let Some(length) = length {
+            head.insert(header::CONTENT_LENGTH, length.into());
+        }
+        head.extend(response.headers_mut().drain());
+    }
+    *response.headers_mut() = head;
+    response.body_mut().outcome = Some(outcome);
+    response
 }
 
 /// What every answer carries.
 fn finish(mut response: Response, outcome: Outcome) -> Response {
-    fix(&mut response, API_VERSION, "registry/2.0");
-    fix(&mut response, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(outcome.cache_status()));
+    head::common(response.headers_mut(), outcome);
     if let Some(length) = response.body().len()
         && !response.headers().contains_key(header::CONTENT_LENGTH)
-        && response.status() != StatusCode::NOT_MODIFIED
     {
         // Set here and not left to hyper: HEAD has it too.
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
@@ -415,9 +414,6 @@ fn finish(mut response: Response, outcome: Outcome) -> Response {
 pub fn in_namespace(response: &mut Response, namespace: &Registry) {
     set(response, OCI_NAMESPACE, namespace.as_str());
 }
-
-/// Headers that an answer has, at the most that is usual: then their table is made once, of this size, and does not grow.
-const HEADERS: usize = 12;
 
 /// An answer with this body, and without headers.
 fn new(body: Body) -> Response {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, RenameFlags, StatxFlags, statx};
 
 use super::aside::drop_aside;
 use super::folder::{Durability, Folder, Stamp, Temp, open_existing};
@@ -67,6 +67,13 @@ impl BlobFile {
     /// The open file.
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Whether it is still as long as it was: what is missing of a mapped page looks like zeros. By what the kernel knows, without asking a
+    /// disk or a server; where it cannot say, it is not.
+    pub(crate) fn is_uncut(&self) -> bool {
+        let state = statx(&self.file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE);
+        state.is_ok_and(|state| state.stx_size == self.stamp.size)
     }
 
     /// Its bytes as memory. To be sent and not to be touched: see `mapping`.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use moka::ops::compute::Op;
-use moka::sync::Cache;
 use tokio::time::Instant;
 
 use super::blobs::BlobFile;
@@ -27,6 +27,8 @@ const RECORDS_MAX: u64 = 100_000;
 
 /// Digests that all link sets together may have in memory: about 80 bytes each.
 const LINKS_MAX: u64 = 500_000;
+
+type Cache<K, V> = moka::sync::Cache<K, V, RandomState>;
 
 /// A tag as this process knows it.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,7 @@ pub(crate) struct Hot {
 impl Hot {
     /// Room for so many bytes of contents.
     pub(crate) fn new(bytes_max: u64) -> Self {
+        let hasher = RandomState::default;
         // An entry costs its key and moka's own bookkeeping besides its bytes.
         let weigh = |_: &Digest, bytes: &Bytes| u32::try_from(bytes.len() + 256).unwrap_or(u32::MAX);
         let weigh_links = |_: &Repository, links: &Links| {
@@ -59,12 +62,15 @@ impl Hot {
             u32::try_from(links.len() + 8).unwrap_or(u32::MAX)
         };
         Self {
-            contents: Cache::builder().weigher(weigh).max_capacity(bytes_max).build(),
+            contents: moka::sync::Cache::builder().weigher(weigh).max_capacity(bytes_max).build_with_hasher(hasher()),
             // Idle descriptors are closed, so that a blob removed by hand frees its space.
-            files: Cache::builder().max_capacity(OPEN_FILES_MAX).time_to_idle(Duration::from_secs(300)).build(),
-            tags: Cache::new(RECORDS_MAX),
-            manifests: Cache::new(RECORDS_MAX),
-            links: Cache::builder().weigher(weigh_links).max_capacity(LINKS_MAX).build(),
+            files: moka::sync::Cache::builder()
+                .max_capacity(OPEN_FILES_MAX)
+                .time_to_idle(Duration::from_secs(300))
+                .build_with_hasher(hasher()),
+            tags: moka::sync::Cache::builder().max_capacity(RECORDS_MAX).build_with_hasher(hasher()),
+            manifests: moka::sync::Cache::builder().max_capacity(RECORDS_MAX).build_with_hasher(hasher()),
+            links: moka::sync::Cache::builder().weigher(weigh_links).max_capacity(LINKS_MAX).build_with_hasher(hasher()),
         }
     }
 
@@ -162,7 +168,8 @@ pub(crate) struct Recent<K, V> {
 impl<K: std::hash::Hash + Eq + Send + Sync + 'static, V: Clone + Send + Sync + 'static> Recent<K, V> {
     /// Remembers so many for so long.
     pub(crate) fn new(entries_max: u64, ttl: Duration) -> Self {
-        Self { cache: Cache::builder().max_capacity(entries_max).time_to_live(ttl).build(), ttl }
+        let cache = moka::sync::Cache::builder().max_capacity(entries_max).time_to_live(ttl).build_with_hasher(RandomState::default());
+        Self { cache, ttl }
     }
 
     /// What is remembered.

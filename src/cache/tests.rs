@@ -52,6 +52,9 @@ async fn a_blob_that_is_sent_from_its_mapping_is_not_evicted() {
     let Found::Whole(blob) = cache.blob(&sent).await else { panic!("it is held") };
     let piece = blob.mapped_now(4096, 1 << 20).expect("it is in memory");
     assert!(blob.mapped_now(1 << 20, 2 << 20).expect("up to its end").len() == 1 << 20);
+    let file = std::fs::OpenOptions::new().write(true).open(cache.0.blobs.path(&sent)).expect("opens");
+    file.set_len((2 << 20) - 1).expect("cuts");
+    assert!(blob.mapped_now(1 << 20, 2 << 20).is_none(), "its last page still has the bytes that it had, as zeros");
     drop(blob);
     // Sockets look no further than its address; a test may.
     assert!(piece.len() == 1 << 20 && piece.iter().all(|&byte| byte == 1));

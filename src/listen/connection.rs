@@ -30,9 +30,6 @@ use super::{Certificates, Client, Limits};
 /// is under 16 KiB; a thousand heads that never end are 32 MiB.
 const HEAD_BUFFER: usize = 32 * 1024;
 
-/// Header lines; more is 431. hyper parses up to this many without an allocation.
-const MAX_HEADERS: usize = 100;
-
 /// Bytes of TLS records waiting for the socket: the largest single write of hyper's, a full queue and a piece more. rustls's 64 KiB would cut it in two.
 const TLS_BUFFER: usize = 128 * 1024;
 
@@ -72,8 +69,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl Connections {
     pub(super) fn new(limits: Limits, tls: Option<Certificates>, stop: CancellationToken) -> Self {
         let mut http1 = http1::Builder::new();
-        // Without the timer there is no header timeout.
-        http1.timer(TokioTimer::new()).header_read_timeout(limits.header).max_buf_size(HEAD_BUFFER).max_headers(MAX_HEADERS);
+        // Without the timer there is no header timeout. More than 100 header lines are 431, by hyper's default: to name another number, or that
+        // one, costs every request a table that is filled before it is used.
+        http1.timer(TokioTimer::new()).header_read_timeout(limits.header).max_buf_size(HEAD_BUFFER);
         let extra = Arc::new(Semaphore::new(limits.streams.min(Semaphore::MAX_PERMITS)));
         Self { limits, tls, stop, http1, hands: Hands::default(), extra }
     }
@@ -83,7 +81,7 @@ impl Connections {
     where
         S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body + Send + 'static,
+        B: Body + Unpin + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
@@ -106,7 +104,7 @@ impl Connections {
     where
         S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body + Send + 'static,
+        B: Body + Unpin + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
@@ -130,15 +128,15 @@ impl Connections {
         I: AsyncRead + AsyncWrite + Unpin,
         S: Fn(Client, Request<Incoming>) -> F,
         F: Future<Output = Response<B>>,
-        B: Body + 'static,
+        B: Body + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        let hand = self.hands.hand();
         let service = service_fn(move |request| {
             // On the heap while it lasts: within the connection its room, which is large, would be held for as long as that.
             let answer = Box::pin(service(client, request));
-            let hands = self.hands.clone();
-            let mapped = mapped.clone();
-            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, mapped, None))) }
+            let (hand, mapped) = (hand.clone(), mapped.clone());
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hand, mapped, None))) }
         });
         let mut connection = pin!(self.http1.serve_connection(TokioIo::new(io), service));
         // A token of its own: it is locked whenever the connection is polled, and a shared one would pass from core to core.
@@ -155,7 +153,7 @@ impl Connections {
         I: AsyncRead + AsyncWrite + Unpin,
         S: Fn(Client, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body + Send + 'static,
+        B: Body + Unpin + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
@@ -169,7 +167,7 @@ impl Connections {
                 let turn = turn.await;
                 // On the heap, and only now: those who wait are to cost little.
                 let answer = Box::pin(service(client, request));
-                Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands, None, Some(stream.in_turn(turn)))))
+                Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hands.hand(), None, Some(stream.in_turn(turn)))))
             }
         });
         let tasks = CancellationToken::new();

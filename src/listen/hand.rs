@@ -61,36 +61,52 @@ pub fn piece() -> u64 {
 #[derive(Clone, Default)]
 pub(super) struct Hands(Arc<AtomicU64>);
 
-/// The piece of one answer that is in hand.
-#[derive(Default)]
-struct Hand {
+/// What is in hand for one HTTP/1 connection, whose answers come one after the other, or for one HTTP/2 stream. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Hand(Arc<InHand>);
+
+struct InHand {
     bytes: AtomicU64,
     emptied: AtomicWaker,
+    /// With that of all others.
+    all: Hands,
+}
+
+impl Hands {
+    /// One that is empty.
+    pub(super) fn hand(&self) -> Hand {
+        Hand(Arc::new(InHand { bytes: AtomicU64::new(0), emptied: AtomicWaker::new(), all: self.clone() }))
+    }
 }
 
 /// Bytes that count as in hand until they are dropped, which is when they were sent.
 pub(super) struct Held<D> {
     data: D,
     bytes: u64,
-    hand: Arc<Hand>,
-    hands: Hands,
+    hand: Hand,
     _mapped: Option<Given>,
 }
 
 impl<D> Held<D> {
-    fn new(data: D, bytes: u64, hand: &Arc<Hand>, hands: &Hands, mapped: Option<Given>) -> Self {
-        hands.0.fetch_add(bytes, Ordering::Relaxed);
-        hand.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Self { data, bytes, hand: Arc::clone(hand), hands: hands.clone(), _mapped: mapped }
+    fn new(data: D, bytes: u64, hand: &Hand, mapped: Option<Given>) -> Self {
+        if bytes > 0 {
+            hand.0.all.0.fetch_add(bytes, Ordering::Relaxed);
+            hand.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Self { data, bytes, hand: hand.clone(), _mapped: mapped }
     }
 }
 
 impl<D> Drop for Held<D> {
     fn drop(&mut self) {
-        self.hands.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.bytes == 0 {
+            return;
+        }
+        let hand = &self.hand.0;
+        hand.all.0.fetch_sub(self.bytes, Ordering::Relaxed);
         // Release: who sees an empty hand sees it after the piece was sent.
-        if self.hand.bytes.fetch_sub(self.bytes, Ordering::AcqRel) == self.bytes {
-            self.hand.emptied.wake();
+        if hand.bytes.fetch_sub(self.bytes, Ordering::AcqRel) == self.bytes {
+            hand.emptied.wake();
         }
     }
 }
@@ -115,9 +131,8 @@ impl<D: Buf> Buf for Held<D> {
 
 /// An answer's body that gives no more than its client's share.
 pub(super) struct Paced<B> {
-    body: Pin<Box<B>>,
-    hands: Hands,
-    hand: Arc<Hand>,
+    body: B,
+    hand: Hand,
     /// Bytes given since the client last kept the server waiting, and when the last of them were.
     run: u64,
     last: Option<Instant>,
@@ -129,18 +144,18 @@ pub(super) struct Paced<B> {
     stream: Option<Stream>,
 }
 
-impl<B: Body> Paced<B> {
-    pub(super) fn new(body: B, hands: Hands, mapped: Option<Mapped>, mut stream: Option<Stream>) -> Self {
+impl<B: Body + Unpin> Paced<B> {
+    pub(super) fn new(body: B, hand: Hand, mapped: Option<Mapped>, mut stream: Option<Stream>) -> Self {
         if let Some(stream) = &mut stream {
             // An empty body is never polled.
             stream.serving(false);
         }
-        Self { body: Box::pin(body), hands, hand: Arc::default(), run: 0, last: None, mapped, burst: 0, stream }
+        Self { body, hand, run: 0, last: None, mapped, burst: 0, stream }
     }
 
     /// How much may be given now; waits for the client where there is a crowd.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<u64> {
-        let out = self.hands.0.load(Ordering::Relaxed);
+        let out = self.out();
         if out < AMPLE {
             return Poll::Ready(PIECE_MAX);
         }
@@ -150,12 +165,18 @@ impl<B: Body> Paced<B> {
         if self.run >= QUICK && out < MOST {
             return Poll::Ready(PIECE_MAX);
         }
-        if self.hand.bytes.load(Ordering::Acquire) == 0 {
+        let hand = &self.hand.0;
+        if hand.bytes.load(Ordering::Acquire) == 0 {
             return Poll::Ready(PIECE_MIN);
         }
-        self.hand.emptied.register(cx.waker());
+        hand.emptied.register(cx.waker());
         // It may have been emptied before the waker was there.
-        if self.hand.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(PIECE_MIN) } else { Poll::Pending }
+        if hand.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(PIECE_MIN) } else { Poll::Pending }
+    }
+
+    /// Bytes in hand, of all.
+    fn out(&self) -> u64 {
+        self.hand.0.all.0.load(Ordering::Relaxed)
     }
 
     fn tell(&mut self, tell: impl FnOnce(&mut Stream)) {
@@ -165,7 +186,7 @@ impl<B: Body> Paced<B> {
     }
 }
 
-impl<B: Body> Body for Paced<B> {
+impl<B: Body + Unpin> Body for Paced<B> {
     type Data = Held<B::Data>;
     type Error = B::Error;
 
@@ -181,7 +202,7 @@ impl<B: Body> Body for Paced<B> {
             return Poll::Pending;
         };
         PIECE.set(piece);
-        let (polled, mapped) = mapped::poll(this.mapped.as_ref(), || this.body.as_mut().poll_frame(cx));
+        let (polled, mapped) = mapped::poll(this.mapped.as_ref(), || Pin::new(&mut this.body).poll_frame(cx));
         PIECE.set(PIECE_MAX);
         if polled.is_pending() {
             this.tell(|stream| stream.serving(true));
@@ -196,8 +217,8 @@ impl<B: Body> Body for Paced<B> {
                     this.burst += bytes;
                     // What is mapped is nobody's memory: it can be had again.
                     let bytes = if mapped.is_some() { 0 } else { bytes };
-                    this.last = (this.hands.0.load(Ordering::Relaxed) >= AMPLE / 2).then(Instant::now);
-                    Held::new(data, bytes, &this.hand, &this.hands, mapped)
+                    this.last = (this.out() >= AMPLE / 2).then(Instant::now);
+                    Held::new(data, bytes, &this.hand, mapped)
                 })
             })
         }))
@@ -253,7 +274,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn alone_a_client_may_have_what_it_wants() {
         let hands = Hands::default();
-        let mut body = Paced::new(Endless, hands.clone(), None, None);
+        let mut body = Paced::new(Endless, hands.hand(), None, None);
         let held: Vec<_> = (0..10).map(|_| give(&mut body, std::task::Waker::noop()).unwrap()).collect();
         assert!(held.iter().all(|held| held.remaining() as u64 == PIECE_MAX));
         assert_eq!(hands.0.load(Ordering::Relaxed), 10 * PIECE_MAX);
@@ -264,7 +285,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_all_lets_others_have_their_turn() {
-        let mut body = Paced::new(Endless, Hands::default(), None, None);
+        let mut body = Paced::new(Endless, Hands::default().hand(), None, None);
         let (woken, waker) = counter();
         for turn in 1..4 {
             let given = std::iter::from_fn(|| give(&mut body, &waker)).map(|held| held.remaining() as u64).sum::<u64>();
@@ -289,7 +310,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_mapped_piece_is_in_nobodys_hand_and_is_looked_after_until_it_is_sent() {
         let (hands, mapped) = (Hands::default(), Mapped::default());
-        let mut body = Paced::new(Mapping, hands.clone(), Some(mapped.clone()), None);
+        let mut body = Paced::new(Mapping, hands.hand(), Some(mapped.clone()), None);
         let mut give = || match Pin::new(&mut body).poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(Some(Ok(frame))) => frame.into_data().ok().unwrap(),
             _ => panic!("it gives"),
@@ -307,7 +328,7 @@ mod tests {
     async fn in_a_crowd_it_is_one_small_piece_at_a_time() {
         let hands = Hands::default();
         others(&hands, AMPLE);
-        let mut body = Paced::new(Endless, hands.clone(), None, None);
+        let mut body = Paced::new(Endless, hands.hand(), None, None);
         let (woken, waker) = counter();
         let first = give(&mut body, &waker).unwrap();
         assert_eq!(first.remaining() as u64, PIECE_MIN);
@@ -325,7 +346,7 @@ mod tests {
     async fn who_takes_quickly_has_large_pieces_until_it_pauses() {
         let hands = Hands::default();
         others(&hands, AMPLE);
-        let mut body = Paced::new(Endless, hands.clone(), None, None);
+        let mut body = Paced::new(Endless, hands.hand(), None, None);
         let small = std::iter::from_fn(|| take(&mut body).filter(|&bytes| bytes == PIECE_MIN)).count() as u64;
         assert_eq!(small, QUICK / PIECE_MIN);
         assert_eq!(take(&mut body), Some(PIECE_MAX));

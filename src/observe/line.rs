@@ -123,12 +123,19 @@ impl Drop for Line {
                 digest.as_str()
             }
         };
-        tracing::info!(
-            name: log::REQUEST,
-            target: "millpond::observe",
-            method = method.as_str(), upstream, repo, reference, status = self.status,
-            outcome = self.outcome.as_str(), bytes = self.bytes, duration_ms, client = %self.client, end, error, request = self.id.as_str(),
-            "request"
-        );
+        log::request(&log::Request {
+            method: method.as_str(),
+            upstream,
+            repo,
+            reference,
+            status: self.status,
+            outcome: self.outcome.as_str(),
+            bytes: self.bytes,
+            duration_ms,
+            client: self.client,
+            end,
+            error,
+            request: self.id.as_str(),
+        });
     }
 }

@@ -29,7 +29,7 @@ use crate::observe::{Line, Outcome};
 const AGAIN_MAX: u32 = 4;
 
 /// A piece of fewer bytes is read rather than sent from a mapping: as quick, and the client has them whatever becomes of the file.
-const MAPPED_PIECE_MIN: u64 = 128 << 10;
+const MAPPED_PIECE_MIN: u64 = 16 << 10;
 
 /// Asks for a content anew, from an offset on; nothing when it cannot be had.
 pub type Again = Arc<dyn Fn(u64) -> BoxFuture<'static, Option<Content>> + Send + Sync>;
@@ -59,7 +59,9 @@ pub enum Content {
 /// The body of an answer.
 #[derive(Default)]
 pub struct Body {
-    parts: VecDeque<Part>,
+    /// What comes next, and after it.
+    next: Option<Part>,
+    later: VecDeque<Part>,
     current: Option<Flow>,
     /// Bytes still to come, where that is known.
     left: Option<u64>,
@@ -115,18 +117,18 @@ impl Body {
 
     /// These bytes.
     pub fn bytes(bytes: Bytes) -> Self {
-        Self { left: Some(bytes.len() as u64), parts: VecDeque::from([Part::Text(bytes)]), ..Self::default() }
+        Self { left: Some(bytes.len() as u64), next: Some(Part::Text(bytes)), ..Self::default() }
     }
 
     /// All of a content; `size` is `None` when nobody has said one.
     pub fn whole(content: Content, size: Option<u64>) -> Self {
-        Self { left: size, parts: VecDeque::from([Part::Range(content, 0, size)]), ..Self::default() }
+        Self { left: size, next: Some(Part::Range(content, 0, size)), ..Self::default() }
     }
 
     /// A range of a content.
     pub fn range(content: Content, range: &Range<u64>) -> Self {
         let left = Some(range.end - range.start);
-        Self { left, parts: VecDeque::from([Part::Range(content, range.start, Some(range.end))]), ..Self::default() }
+        Self { left, next: Some(Part::Range(content, range.start, Some(range.end))), ..Self::default() }
     }
 
     /// Ranges of a content, each after a text of its own, and a text at the end (`multipart/byteranges`).
@@ -134,7 +136,7 @@ impl Body {
         let length = |range: &Range<u64>| head(range).len() as u64 + (range.end - range.start);
         let left = ranges.iter().map(length).sum::<u64>() + end.len() as u64;
         let many = Many { content, ranges: ranges.into_iter(), head, end };
-        Self { left: Some(left), parts: VecDeque::from([Part::Many(many)]), ..Self::default() }
+        Self { left: Some(left), next: Some(Part::Many(many)), ..Self::default() }
     }
 
     /// Its length, where it is known.
@@ -178,7 +180,9 @@ impl Body {
                     return Poll::Ready(why.take().map(Err));
                 };
                 self.unproven = false;
-                self.parts.push_front(Part::Range(content, place.at, place.end));
+                if let Some(part) = self.next.replace(Part::Range(content, place.at, place.end)) {
+                    self.later.push_front(part);
+                }
                 self.current = None;
             }
             if let Some(flow) = &mut self.current {
@@ -197,16 +201,16 @@ impl Body {
                     None => self.current = None,
                 }
             }
-            let part = match self.parts.pop_front() {
+            let part = match self.next.take().or_else(|| self.later.pop_front()) {
                 None => return Poll::Ready(None),
                 Some(Part::Many(mut many)) => {
                     match many.ranges.next() {
                         Some(range) => {
-                            self.parts.push_back(Part::Text((many.head)(&range)));
-                            self.parts.push_back(Part::Range(many.content.clone(), range.start, Some(range.end)));
-                            self.parts.push_back(Part::Many(many));
+                            self.later.push_back(Part::Text((many.head)(&range)));
+                            self.later.push_back(Part::Range(many.content.clone(), range.start, Some(range.end)));
+                            self.later.push_back(Part::Many(many));
                         }
-                        None => self.parts.push_back(Part::Text(many.end)),
+                        None => self.later.push_back(Part::Text(many.end)),
                     }
                     continue;
                 }
@@ -352,15 +356,11 @@ fn poll_file(
     }))
 }
 
-/// Bytes for a connection that takes them as the kernel has them: not the last ones. Those are read, so that a file that somebody
-/// truncated is no clean end: what is missing of a mapped page looks like zeros. So what is mapped ends where a page does.
+/// Bytes for a connection that takes them as the kernel has them. Up to the end of a page, or of what is wanted.
 fn mapped_now(blob: &Blob, at: u64, end: u64) -> Option<Bytes> {
     let max = listen::mapped_piece();
-    if max == 0 {
-        return None;
-    }
-    let upto = (end - 1).min(at + max) / PAGE_BYTES * PAGE_BYTES;
-    let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN)?;
+    let upto = if end - at <= max { end } else { (at + max) / PAGE_BYTES * PAGE_BYTES };
+    let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN && max > 0)?;
     blob.mapped_now(at, len).inspect(|_| listen::gives_mapped())
 }
 
@@ -384,7 +384,8 @@ impl http_body::Body for Body {
                 Some(Ok(Frame::data(bytes)))
             }
             Some(Err(error)) => {
-                this.parts.clear();
+                this.next = None;
+                this.later.clear();
                 this.current = None;
                 if let Some(line) = &mut this.line {
                     line.failed(&error);
