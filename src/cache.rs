@@ -200,7 +200,9 @@ impl Blob {
         let bytes = self.file.mapping()?.as_ref();
         let start = usize::try_from(offset).ok()?;
         let end = usize::try_from(offset.checked_add(max)?).ok()?.min(bytes.len());
-        let can_be_sent = mapping::is_resident(bytes.get(start..end)?) && self.file.is_uncut();
+        // A page after them is proof that the last of theirs is all there, and comes with the same question.
+        let and_more = bytes.get(start..end + mapping::PAGE).is_some_and(mapping::is_resident);
+        let can_be_sent = and_more || (mapping::is_resident(bytes.get(start..end)?) && self.file.is_uncut());
         can_be_sent.then(|| Bytes::from_owner(MappedSlice { blob: self.clone(), range: start..end }))
     }
 

@@ -16,7 +16,7 @@ use crate::observe::{Id, Kind, Line, Metrics, Outcome, Subject};
 use crate::oci::{Digest, Reference, Registry, Repository};
 use crate::pull::{self, Asker, BlobAnswer, Pull};
 use crate::reply::{self, Again, Asked, Content, Problem, Response};
-use crate::route::{Known, Route, Routed, route};
+use crate::route::{Known, Memo, Route, Routed};
 use crate::upstream::{self, Upstreams};
 
 /// What a request needs.
@@ -25,6 +25,7 @@ pub struct Handler {
     upstreams: Upstreams,
     pull: Pull,
     metrics: Metrics,
+    routes: Memo,
 }
 
 impl Known for Upstreams {
@@ -36,7 +37,7 @@ impl Known for Upstreams {
 impl Handler {
     /// Puts the parts together.
     pub fn new(access: Access, upstreams: Upstreams, pull: Pull, metrics: Metrics) -> Self {
-        Self { access, upstreams, pull, metrics }
+        Self { access, upstreams, pull, metrics, routes: Memo::new() }
     }
 
     /// Reads logins and client certificates again; what is wrong is logged, and the old ones stay in use.
@@ -69,7 +70,7 @@ impl Handler {
         let path = request.uri().path();
         let (_, rest) = self.access.strip_secret(path);
         let secret = &path[..path.len().saturating_sub(rest.len())];
-        let routed = route(request.method(), rest, request.uri().query(), &self.upstreams);
+        let routed = self.routes.route(request.method(), rest, request.uri().query(), &self.upstreams);
         let answered = AssertUnwindSafe(self.respond(&client, &request, secret, routed.as_ref().map_err(|error| *error)));
         let result = answered.catch_unwind().await.unwrap_or(Err(Problem::Internal));
         let mut response = result.unwrap_or_else(|problem| reply::problem(&problem, id));
@@ -114,7 +115,7 @@ impl Handler {
         let routed = routed.map_err(Problem::Route)?;
         let hops = self.upstreams.hops(request.headers()).map_err(|upstream::Loop| Problem::Pull(pull::Error::Loop))?;
         let pull = self.pull.behind(hops);
-        let asked = Asked::new(request.method(), request.version(), request.headers());
+        let asked = Asked::new(request.method(), request.version(), request.headers()).in_namespace(routed.namespace.as_ref());
         let invited = !asker.authenticated && is_by_name(routed) && self.access.may_challenge(agent);
         if invited && routed.route == Route::Ping {
             return Err(Problem::Challenge);

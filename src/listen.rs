@@ -12,6 +12,7 @@
 mod admission;
 mod check;
 mod connection;
+mod deadline;
 mod guard;
 mod hand;
 mod mapped;

@@ -17,8 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const MAPPED_MAX: u64 = 64 << 30;
 
 /// Bytes of a page, on every machine where nobody looked: what is more is a multiple.
-pub const PAGE_BYTES: u64 = PAGE as u64;
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// Pages that are asked about at a time.
 const ASKED: usize = 1024;

@@ -22,7 +22,7 @@ mod head;
 mod range;
 mod search;
 
-use self::head::{As, HEADERS, Of};
+use self::head::{As, HEADERS, OCI_NAMESPACE, Of};
 pub use body::{Again, Body, BodyError, Content};
 pub use range::{Wanted, parse as parse_range};
 pub use search::{catalog, search, search_ping};
@@ -30,7 +30,6 @@ pub use search::{catalog, search, search_ping};
 /// A response, ready to be sent.
 pub type Response = hyper::Response<Body>;
 
-const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const OCI_FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -44,6 +43,7 @@ pub struct Asked {
     range: Option<String>,
     if_range: Option<String>,
     if_none_match: Vec<String>,
+    namespace: Option<Registry>,
 }
 
 impl Asked {
@@ -57,7 +57,14 @@ impl Asked {
             range: text(header::RANGE),
             if_range: text(header::IF_RANGE),
             if_none_match: if_none_match.flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned()).collect(),
+            namespace: None,
         }
+    }
+
+    /// The same where `?ns=` chose a registry.
+    #[must_use]
+    pub fn in_namespace(self, namespace: Option<&Registry>) -> Self {
+        Self { namespace: namespace.cloned(), ..self }
     }
 
     /// The client has this content already. Quotes are optional, as Docker's own registry takes it.
@@ -112,7 +119,8 @@ pub fn manifest(answer: Answer<ManifestAnswer>, by_tag: bool, asked: &Asked) -> 
             response
         }
     };
-    describe(response, Of { digest, answered: if by_tag { As::Tag } else { As::Manifest }, media_type, outcome, length: None })
+    let answered = if by_tag { As::Tag } else { As::Manifest };
+    describe(response, Of { digest, answered, media_type, outcome, length: None, namespace: asked.namespace.clone() })
 }
 
 /// A blob. Waits for the size of one that is arriving, where a range or an old client needs it.
@@ -141,7 +149,8 @@ pub async fn blob(answer: Answer<BlobAnswer>, digest: &Digest, asked: &Asked) ->
         }
         BlobAnswer::Size(size) => sized(size, digest, asked),
     };
-    Ok(describe(response, Of { digest: *digest, answered: As::Blob, media_type: None, outcome, length: None }))
+    let namespace = asked.namespace.clone();
+    Ok(describe(response, Of { digest: *digest, answered: As::Blob, media_type: None, outcome, length: None, namespace }))
 }
 
 /// HEAD of a blob whose bytes are not at hand.
@@ -412,7 +421,9 @@ fn finish(mut response: Response, outcome: Outcome) -> Response {
 
 /// The registry that `?ns=` chose (distribution-spec, "Registry Proxying").
 pub fn in_namespace(response: &mut Response, namespace: &Registry) {
-    set(response, OCI_NAMESPACE, namespace.as_str());
+    if !response.headers().contains_key(OCI_NAMESPACE) {
+        set(response, OCI_NAMESPACE, namespace.as_str());
+    }
 }
 
 /// An answer with this body, and without headers.

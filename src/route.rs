@@ -20,6 +20,10 @@ use percent_encoding::percent_decode_str;
 use crate::observe::Kind;
 use crate::oci::{Digest, Invalid, Name, PAGE_MAX, Reference, Registry, Repository};
 
+mod memo;
+
+pub use self::memo::Memo;
+
 /// The longest path and query that is looked at, in bytes: four times what the longest valid one needs.
 pub const TARGET_BYTES_MAX: usize = 8 << 10;
 

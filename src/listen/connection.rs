@@ -1,10 +1,11 @@
 //! One connection: handshake, HTTP/1 or HTTP/2, the stop.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http_body::Body;
@@ -19,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::deadline::{Alarm, HeadTimer};
 use super::guard::Guard;
 use super::hand::{Hands, Paced};
 use super::mapped::Mapped;
@@ -69,9 +71,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl Connections {
     pub(super) fn new(limits: Limits, tls: Option<Certificates>, stop: CancellationToken) -> Self {
         let mut http1 = http1::Builder::new();
-        // Without the timer there is no header timeout. More than 100 header lines are 431, by hyper's default: to name another number, or that
-        // one, costs every request a table that is filled before it is used.
-        http1.timer(TokioTimer::new()).header_read_timeout(limits.header).max_buf_size(HEAD_BUFFER);
+        // More than 100 header lines are 431, by hyper's default: to name another number, or that one, costs every request a table that is filled
+        // before it is used.
+        http1.header_read_timeout(limits.header).max_buf_size(HEAD_BUFFER);
         let extra = Arc::new(Semaphore::new(limits.streams.min(Semaphore::MAX_PERMITS)));
         Self { limits, tls, stop, http1, hands: Hands::default(), extra }
     }
@@ -138,14 +140,28 @@ impl Connections {
             let (hand, mapped) = (hand.clone(), mapped.clone());
             async move { Ok::<_, Infallible>(answer.await.map(|body| Paced::new(body, hand, mapped, None))) }
         });
-        let mut connection = pin!(self.http1.serve_connection(TokioIo::new(io), service));
+        // Without a timer there is no header timeout.
+        let (timer, mut alarm) = (HeadTimer::default(), Alarm::default());
+        let mut connection = pin!(self.http1.clone().timer(timer.clone()).serve_connection(TokioIo::new(io), service));
         // A token of its own: it is locked whenever the connection is polled, and a shared one would pass from core to core.
         let stop = self.stop.child_token();
-        tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        Ok(connection.await?)
+        let mut stopping = pin!(stop.cancelled());
+        let mut closing = false;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(ended?));
+                }
+                if !closing && stopping.as_mut().poll(cx).is_ready() {
+                    closing = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                // The head that is overdue is the connection's to give up.
+                ready!(timer.poll_overdue(&mut alarm, cx));
+            }
+        })
+        .await
     }
 
     async fn http2<I, S, F, B>(&self, io: I, client: Client, service: S) -> Result<(), BoxError>

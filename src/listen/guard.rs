@@ -83,7 +83,7 @@ impl Guard {
 
     /// Waits until what is offered is in memory: a write that waited for a disk would keep a worker.
     fn poll_resident(&mut self, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<()>> {
-        if !self.mapped.any() {
+        if self.bringing.is_none() && !self.mapped.look() {
             return Poll::Ready(Ok(()));
         }
         loop {

@@ -1,7 +1,7 @@
 //! Answers that are sent as the kernel has them: pieces of a mapped file, which cost no memory and which our code does not touch.
 //!
-//! A body learns from [`mapped_piece`] whether its connection takes them, and says with [`gives_mapped`] that it gives one. From then until it was
-//! sent the connection's socket looks before every write whether what it is about to write is in memory, and has it brought there if not:
+//! A body learns from [`mapped_piece`] whether its connection takes them, and says with [`gives_mapped`] that it gives one, which it has just seen
+//! to be in memory. After a first write until it was sent the connection's socket looks before every write whether what it is about to write is, and has it brought there if not:
 //! a client may leave a piece lying for a minute, and the kernel may need its pages for something else meanwhile. A worker never waits for a disk.
 //!
 //! Only a connection that hands its pieces to the kernel untouched may have them: HTTP/1 in cleartext, with vectored writes.
@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -39,14 +39,21 @@ pub fn mapped_piece() -> u64 {
     PIECE.get()
 }
 
-/// The body that is being polled gives bytes of a mapping now.
+/// The body that is being polled gives bytes of a mapping now, which it has just seen to be in memory.
 pub fn gives_mapped() {
     GIVES.set(true);
 }
 
 /// The mapped pieces of one connection that were given and not sent. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Mapped(Arc<AtomicUsize>);
+pub(super) struct Mapped(Arc<Pieces>);
+
+#[derive(Default)]
+struct Pieces {
+    given: AtomicUsize,
+    /// The only one was given since a write was tried, and so in the same turn: it is still where it was seen.
+    seen: AtomicBool,
+}
 
 /// One of them.
 pub(super) struct Given(Mapped);
@@ -54,13 +61,25 @@ pub(super) struct Given(Mapped);
 impl Mapped {
     /// Whether there are any.
     pub(super) fn any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+        self.0.given.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether a write that is tried now has to look for them first.
+    pub(super) fn look(&self) -> bool {
+        !self.0.seen.swap(false, Ordering::Relaxed) && self.any()
+    }
+
+    fn give(&self) -> Given {
+        // What was given earlier may have lain there for long.
+        let only = self.0.given.fetch_add(1, Ordering::Relaxed) == 0;
+        self.0.seen.store(only, Ordering::Relaxed);
+        Given(self.clone())
     }
 }
 
 impl Drop for Given {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.given.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -70,11 +89,7 @@ pub(super) fn poll<T>(mapped: Option<&Mapped>, poll: impl FnOnce() -> T) -> (T, 
     PIECE.set(MAPPED_PIECE);
     let polled = poll();
     PIECE.set(0);
-    let given = GIVES.take().then(|| {
-        mapped.0.fetch_add(1, Ordering::Relaxed);
-        Given(mapped.clone())
-    });
-    (polled, given)
+    (polled, GIVES.take().then(|| mapped.give()))
 }
 
 /// Pages on their way into memory.

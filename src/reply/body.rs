@@ -21,7 +21,7 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use crate::cache::{Blob, Failure, Growing, Reader};
 use crate::listen;
-use crate::mapping::PAGE_BYTES;
+use crate::mapping::PAGE;
 use crate::observe::{Line, Outcome};
 
 /// How often a body asks for its content anew: a held file that cannot be read, the transfer that replaces it and cannot be
@@ -359,7 +359,7 @@ fn poll_file(
 /// Bytes for a connection that takes them as the kernel has them. Up to the end of a page, or of what is wanted.
 fn mapped_now(blob: &Blob, at: u64, end: u64) -> Option<Bytes> {
     let max = listen::mapped_piece();
-    let upto = if end - at <= max { end } else { (at + max) / PAGE_BYTES * PAGE_BYTES };
+    let upto = if end - at <= max { end } else { (at + max) / PAGE as u64 * PAGE as u64 };
     let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN && max > 0)?;
     blob.mapped_now(at, len).inspect(|_| listen::gives_mapped())
 }

@@ -7,11 +7,12 @@ use hyper::header::{
 };
 
 use crate::observe::Outcome;
-use crate::oci::{Digest, MediaType};
+use crate::oci::{Digest, MediaType, Registry};
 
-pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// Headers of an answer, at the most that is usual: then their table is made once, of this size, and does not grow.
 pub(super) const HEADERS: usize = 12;
@@ -40,6 +41,8 @@ pub(super) struct Of {
     pub(super) outcome: Outcome,
     /// Bytes of the body, where the head says so.
     pub(super) length: Option<u64>,
+    /// The registry that `?ns=` chose (distribution-spec, "Registry Proxying").
+    pub(super) namespace: Option<Registry>,
 }
 
 thread_local! {
@@ -70,9 +73,10 @@ fn made(of: &Of) -> HeaderMap {
         As::Tag | As::Manifest => of.media_type.as_ref().map(MediaType::as_str),
         As::Blob => Some("application/octet-stream"),
     };
-    let said = [(CONTENT_TYPE, media_type), (ETAG, Some(&etag)), (CONTENT_DIGEST, Some(text.as_str()))];
+    let namespace = of.namespace.as_ref().map(Registry::as_str);
+    let said = [(CONTENT_TYPE, media_type), (ETAG, Some(&etag)), (CONTENT_DIGEST, Some(text.as_str())), (OCI_NAMESPACE, namespace)];
     for (name, value) in said {
-        // Digests, and words that were read as media types: all of them fit into a header.
+        // Digests, registries, and words that were read as media types: all of them fit into a header.
         if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
             head.insert(name, value);
         }
@@ -108,7 +112,8 @@ mod tests {
         let media_types = ["application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json"];
         let media_types = media_types.map(|text| MediaType::parse(text).ok());
         // Each differs from the one before in one thing, and all of a digest have the same place.
-        let mut all = vec![Of { digest: digests[0], answered: As::Tag, media_type: None, outcome: Outcome::Hit, length: None }];
+        let mut all =
+            vec![Of { digest: digests[0], answered: As::Tag, media_type: None, outcome: Outcome::Hit, length: None, namespace: None }];
         let mut differing = |change: &dyn Fn(&mut Of)| {
             let mut next = all[all.len() - 1].clone();
             change(&mut next);
@@ -121,6 +126,7 @@ mod tests {
         differing(&|of| of.outcome = Outcome::Stale);
         differing(&|of| of.answered = As::Manifest);
         differing(&|of| of.answered = As::Blob);
+        differing(&|of| of.namespace = Some(Registry::docker_hub()));
         differing(&|of| of.digest = digests[1]);
         for one in &all {
             let first = of(one.clone());
@@ -133,7 +139,7 @@ mod tests {
     #[test]
     fn it_says_what_it_is_made_of() {
         let digest = Digest::sha256_of(b"x");
-        let head = made(&Of { digest, answered: As::Tag, media_type: None, outcome: Outcome::Hit, length: Some(7) });
+        let head = made(&Of { digest, answered: As::Tag, media_type: None, outcome: Outcome::Hit, length: Some(7), namespace: None });
         assert_eq!((&head[CONTENT_LENGTH], &head[VARY]), (&HeaderValue::from(7), &HeaderValue::from_static("Accept")));
         assert_eq!(head[CONTENT_DIGEST].to_str().ok(), Some(digest.to_string().as_str()));
         assert_eq!(head[ETAG].to_str().ok(), Some(format!("\"{digest}\"").as_str()));

@@ -11,11 +11,11 @@ use crate::listen::connection::Connections;
 use crate::listen::mapped::Mapped;
 use crate::mapping::{self, mapped, page_out};
 
-/// A body of one piece that lies in a mapping.
-fn body(piece: Bytes) -> TestBody {
-    let mut piece = Some(piece);
+/// A body of pieces that lie in a mapping.
+fn body<const N: usize>(pieces: [Bytes; N]) -> TestBody {
+    let mut pieces = pieces.into_iter();
     let frames = stream::poll_fn(move |_| {
-        let piece = piece.take();
+        let piece = pieces.next();
         if piece.is_some() {
             assert!(mapped_piece() > 0, "this connection takes none");
             gives_mapped();
@@ -49,7 +49,8 @@ fn serving(piece: Bytes) -> Server {
         let piece = piece.clone();
         Box::pin(async move {
             let len = HeaderValue::from(piece.len());
-            let mut response = Response::new(body(piece));
+            // Of two that wait nobody can say that they were just seen.
+            let mut response = Response::new(body([piece.slice(..mapping::PAGE), piece.slice(mapping::PAGE..)]));
             response.headers_mut().insert(CONTENT_LENGTH, len);
             response
         })
@@ -130,7 +131,7 @@ async fn a_mapped_piece_reaches_the_socket_as_it_is() {
     let client = Client { addr: ([127, 0, 0, 1], 1).into(), certificate: false };
     let served = connections.http1(socket, Some(Mapped::default()), client, move |_, _| {
         let piece = piece.clone();
-        async move { Response::new(body(piece)) }
+        async move { Response::new(body([piece])) }
     });
     served.await.unwrap();
     assert!(seen.lock().unwrap().contains(&(at, len)), "{:?}", seen.lock().unwrap());
@@ -153,4 +154,22 @@ async fn pages_that_are_there_are_not_brought() {
         crate::listen::mapped::bring(&all).expect("a page is not there").await.unwrap();
     }
     assert!(mapping::is_resident(mapping.as_ref()));
+}
+
+#[test]
+fn what_was_just_seen_is_looked_for_from_the_second_write_on() {
+    let mapped = Mapped::default();
+    let give = || crate::listen::mapped::poll(Some(&mapped), gives_mapped).1.unwrap();
+    assert!(!mapped.look());
+    let first = give();
+    assert_eq!((mapped.look(), mapped.look(), mapped.look()), (false, true, true));
+    let second = give();
+    assert!(mapped.look(), "the first has been there for a while");
+    drop(first);
+    assert!(mapped.look());
+    drop(second);
+    assert!(!mapped.look());
+    let third = give();
+    drop(third);
+    assert!(!mapped.look() && !mapped.look());
 }
