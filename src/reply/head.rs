@@ -45,8 +45,13 @@ pub(super) struct Of {
     pub(super) namespace: Option<Registry>,
 }
 
+struct Kept {
+    of: Of,
+    head: HeaderMap,
+}
+
 thread_local! {
-    static HEADS: RefCell<[Option<Box<(Of, HeaderMap)>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
+    static HEADS: RefCell<[Option<Box<Kept>>; KEPT]> = const { RefCell::new([const { None }; KEPT]) };
 }
 
 /// The head of an answer.
@@ -55,10 +60,10 @@ pub(super) fn of(of: Of) -> HeaderMap {
         // A digest is as good as a hash of itself.
         let place = &mut heads[usize::from(of.digest.as_bytes()[0]) % KEPT];
         match place {
-            Some(kept) if kept.0 == of => kept.1.clone(),
+            Some(kept) if kept.of == of => kept.head.clone(),
             _ => {
                 let head = made(&of);
-                *place = Some(Box::new((of, head.clone())));
+                *place = Some(Box::new(Kept { of, head: head.clone() }));
                 head
             }
         }

@@ -41,9 +41,9 @@ impl Memo {
             return route(method, path, query, known);
         }
         // Who finds two that get in each other's way slows only them.
-        let hash = FixedState::default().hash_one((path, query)) as usize;
+        let hash = FixedState::default().hash_one((path, query));
         ROUTES.with_borrow_mut(|routes| {
-            let place = &mut routes[hash % KEPT];
+            let place = &mut routes[usize::from(hash.to_le_bytes()[0]) % KEPT];
             if let Some(kept) = place
                 && (kept.of, kept.path.as_str(), kept.query.as_deref()) == (self.0, path, query)
             {
