@@ -26,6 +26,14 @@ pub fn parse(header: Option<&str>, size: u64) -> Wanted {
     if !unit.trim().eq_ignore_ascii_case("bytes") {
         return Wanted::Whole;
     }
+    // As nearly all are.
+    if !set.contains(',') && !set.trim().is_empty() {
+        return match one(set.trim(), size) {
+            Spec::Satisfiable(range) => Wanted::One(range),
+            Spec::Unsatisfiable => Wanted::Nothing,
+            Spec::Malformed => Wanted::Whole,
+        };
+    }
     let mut ranges = Vec::new();
     let mut any = false;
     for (n, spec) in set.split(',').map(str::trim).filter(|spec| !spec.is_empty()).enumerate() {
