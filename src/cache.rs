@@ -49,7 +49,7 @@ mod tests;
 mod withheld;
 mod writeback;
 
-pub(crate) use admit::Kept;
+pub(crate) use admit::{Kept, place};
 pub(crate) use aside::dropped_aside;
 pub use audit::{Audit, Finding, audit};
 pub use catalog::{Listing, Wanted};

@@ -1,10 +1,13 @@
 //! Admission, commit, eviction: how a blob gets its place on the disk, and whose place that was.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::Cache;
 use super::disk::{Call, NoAnswer};
@@ -38,11 +41,17 @@ const UNSIZED_STEP: u64 = 16 << 20;
 /// beyond is stored as long as there is room anyway.
 const UNSIZED_EVICTS_PART: u64 = 4;
 
+/// How much of a blob's place is taken on the disk before its first bytes are written. The rest of a large one takes the file system up to
+/// 20 ms, for which no client is to wait.
+const PLACED_FIRST: u64 = 16 << 20;
+
 /// A place for a blob that is arriving.
 #[derive(Debug)]
 pub(crate) struct Kept {
     temp: Temp,
     promise: Promise,
+    /// What is not taken yet of its place on the disk.
+    unplaced: Option<Range<u64>>,
     /// How many bytes may be promised to it by evicting others.
     evicts_upto: u64,
 }
@@ -73,14 +82,30 @@ pub(crate) enum NotStored {
     Disk(#[from] io::Error),
 }
 
+/// Takes the place of a part of a blob: a disk that is full says so early and not at nine tenths, and the blob gets few extents. Blocks.
+pub(crate) fn place(file: &File, part: Range<u64>) -> io::Result<()> {
+    if part.is_empty() {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, part.start, part.end - part.start) {
+        Err(Errno::OPNOTSUPP) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Kept {
     /// The file to write.
-    pub(crate) fn file(&self) -> &Arc<std::fs::File> {
+    pub(crate) fn file(&self) -> &Arc<File> {
         self.temp.file()
     }
 
+    /// What of its place on the disk is to be taken once it arrives, by [`place`]: said once.
+    pub(crate) fn unplaced(&mut self) -> Option<Range<u64>> {
+        self.unplaced.take()
+    }
+
     #[cfg(test)]
-    pub(crate) fn writing_to(self, file: Arc<std::fs::File>) -> Self {
+    pub(crate) fn writing_to(self, file: Arc<File>) -> Self {
         Self { temp: self.temp.writing_to(file), ..self }
     }
 }
@@ -114,14 +139,10 @@ impl Cache {
         let cache = self.clone();
         let make = move || -> Result<Kept, NotStored> {
             let temp = cache.0.folder.temp()?;
-            if let Some(size) = size.filter(|&size| size > 0) {
-                // A disk that is full says so now and not at nine tenths; the blob gets few extents.
-                match rustix::fs::fallocate(temp.file(), FallocateFlags::KEEP_SIZE, 0, size) {
-                    Err(rustix::io::Errno::OPNOTSUPP) | Ok(()) => {}
-                    Err(error) => return Err(NotStored::Disk(error.into())),
-                }
-            }
-            Ok(Kept { temp, promise, evicts_upto })
+            let size = size.unwrap_or(0);
+            let first = size.min(PLACED_FIRST);
+            place(temp.file(), 0..first)?;
+            Ok(Kept { temp, promise, unplaced: Some(first..size).filter(|rest| !rest.is_empty()), evicts_upto })
         };
         self.0.disk.ask(Call::Write, make).await?
     }

@@ -229,3 +229,23 @@ async fn what_cannot_be_marked_is_withheld_in_memory_and_not_stored() {
     cache.release(&digest).await;
     assert_eq!(cache.withheld(&digest).await, None);
 }
+
+#[tokio::test]
+async fn the_place_of_a_large_blob_is_taken_in_two_parts() {
+    use std::os::unix::fs::MetadataExt;
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, _) = open(dir.path(), 100 * MIB, &CancellationToken::new());
+    let taken = |kept: &Kept| kept.file().metadata().expect("is there").blocks() * 512;
+    for (size, first) in [(1, 0..MIB), (40 * MIB, 16 * MIB..17 * MIB)] {
+        let mut kept = cache.admit(size).await.expect("there is room");
+        assert!(first.contains(&taken(&kept)), "{}", taken(&kept));
+        let rest = kept.unplaced();
+        assert_eq!((rest.clone(), kept.unplaced()), ((size > MIB).then_some(16 * MIB..size), None));
+        if let Some(rest) = rest {
+            place(kept.file(), rest).expect("there is room");
+            assert!(taken(&kept) >= size);
+            assert_eq!(kept.file().metadata().expect("is there").len(), 0, "nobody reads what did not arrive");
+        }
+    }
+}

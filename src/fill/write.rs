@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::batch::{Batch, Waited, Work, Written};
 use super::{Context, Fill, Source, Store};
-use crate::cache::{Cache, Failure, Kept, Writer, begin_writing_back, dropped_aside};
+use crate::cache::{Cache, Failure, Kept, Writer, begin_writing_back, dropped_aside, place};
 use crate::observe::Metrics;
 use crate::oci::Hasher;
 
@@ -87,16 +87,22 @@ impl<S: Source> Fill<S> {
         Ok(())
     }
 
-    /// Has the kernel begin with what it would put off: then there is little left to wait for when the blob is put into place.
+    /// Has the rest of the blob's place taken, and the kernel begin with what it would put off: then there is little left to wait for when the blob is put into place.
     /// Nobody waits for that here; a disk that is slower than the upstream is asked for one part at a time.
     fn write_back(&mut self) {
-        let Store::File(filed) = &self.store else { return };
+        let Store::File(filed) = &mut self.store else { return };
         let bytes = self.done - self.written_back;
         let is_behind = self.writing_back.as_ref().is_some_and(|task| !task.is_finished());
         let Some(file) = filed.file().filter(|_| bytes >= WRITE_BACK_BYTES && !is_behind) else { return };
         let (cache, from) = (self.context.cache.clone(), self.written_back);
         if !cache.is_away() {
-            let begin = move || begin_writing_back(&file, from, bytes);
+            let unplaced = filed.kept().and_then(Kept::unplaced);
+            let begin = move || {
+                // A disk that is full says so to who writes, too.
+                let placed = unplaced.map_or(Ok(()), |part| place(&file, part));
+                tracing::trace!(?placed, from, bytes, "writing back begins");
+                begin_writing_back(&file, from, bytes);
+            };
             self.writing_back = Some(self.context.tasks.spawn(async move { cache.commit_aside(bytes, begin).await }));
             self.written_back = self.done;
         }
