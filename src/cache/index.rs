@@ -51,6 +51,9 @@ const LOG_BYTES_MIN: u64 = 64 << 20;
 /// The file in the folder of an index that is to be built anew.
 const STALE: &str = "STALE";
 
+/// Entries that are visited until what sled replaced meanwhile is freed: it has loaded a page or two.
+const FREE_EVERY: usize = 64;
+
 /// Uses that are remembered until they are written, at the most: some MiB. They are written when it is half of that, and one
 /// that finds no place costs its blob a place in the order of eviction.
 const USES_MAX: usize = 1 << 16;
@@ -296,7 +299,10 @@ impl Index {
         self.call(|store| {
             match store {
                 Store::Sled(db) => {
-                    for item in db.scan_prefix([shard]) {
+                    for (n, item) in db.scan_prefix([shard]).enumerate() {
+                        if n % FREE_EVERY == 0 {
+                            free_replaced();
+                        }
                         let (key, value) = item?;
                         if let (Some(digest), Some(entry)) = (unkey(&key), decode(&value)) {
                             visit(digest, entry);
@@ -364,7 +370,7 @@ impl Index {
 
     fn call<T>(&self, call: impl FnOnce(&Store) -> sled::Result<T>) -> Option<T> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
-        let result = catch_unwind(AssertUnwindSafe(|| call(&store)));
+        let result = catch_unwind(AssertUnwindSafe(|| call(&store).inspect(|_| free_replaced())));
         drop(store);
         self.settle(result)
     }
@@ -388,6 +394,12 @@ impl Index {
     fn uses(&self) -> MutexGuard<'_, HashMap<Digest, u64>> {
         lock(&self.uses)
     }
+}
+
+/// Frees here and now what sled has replaced. It leaves that to whoever comes by in a structure without locks, and moka shares it: a
+/// hit would free pages of the index that somebody else has written, for milliseconds.
+fn free_replaced() {
+    crossbeam_epoch::pin().flush();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
