@@ -221,7 +221,11 @@ impl Cache {
     /// A look at everything.
     fn look_for_oldest(&self) -> Oldest {
         let mut look = Look::new(OLDEST_MAX);
-        self.0.index.each(|digest, entry| look.offer(Candidate { used: entry.used, digest }));
+        self.0.index.each(|digest, entry| {
+            if let Some(&begin) = digest.as_bytes().first_chunk() {
+                look.offer(Candidate { used: entry.used, begin });
+            }
+        });
         look.done()
     }
 
@@ -229,11 +233,13 @@ impl Cache {
         let (inner, mut freed, mut removed) = (&*self.0, 0, 0);
         while freed < need
             && removed < EVICT_STEP
-            && let Some(Candidate { used, digest }) = oldest.next()
+            && let Some(Candidate { used, begin }) = oldest.next()
         {
-            let is_read = inner.pins.holds(&digest) || inner.flights.contains(&digest);
             // What was used since the look is not among the oldest any more.
-            let Some(entry) = inner.index.last_used(&digest).filter(|entry| !is_read && entry.used <= used) else { continue };
+            let Some((digest, entry)) = inner.index.first(begin).filter(|(_, entry)| entry.used <= used) else { continue };
+            if inner.pins.holds(&digest) || inner.flights.contains(&digest) {
+                continue;
+            }
             // The order matters: a file without an entry would not be counted, an entry without a file is only a miss.
             inner.hot.forget(&digest);
             if let Err(error) = inner.blobs.remove(&digest) {

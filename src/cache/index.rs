@@ -12,7 +12,6 @@
 //! all takes a second or two of a processor, so nothing that happens for each blob may do that.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,9 +26,11 @@ use super::folder::{Durability, Folder, Stamp};
 use crate::oci::Digest;
 
 mod entry;
+mod leftover;
 
 pub(crate) use entry::Entry;
 use entry::{decode, encode, key, unkey};
+use leftover::{STALE, set_aside, sweep};
 
 /// How long sled may take to open before it is set aside. It reads its whole log when it was not closed properly.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -47,9 +48,6 @@ const FLUSH_EVERY_MS: u64 = 1_000;
 /// A log larger than this for each entry, beyond [`LOG_BYTES_MIN`], is garbage that sled did not collect: the next start builds it anew.
 const LOG_BYTES_PER_ENTRY_MAX: u64 = 1_024;
 const LOG_BYTES_MIN: u64 = 64 << 20;
-
-/// The file in the folder of an index that is to be built anew.
-const STALE: &str = "STALE";
 
 /// Entries that are visited until what sled replaced meanwhile is freed: it has loaded a page or two.
 const FREE_EVERY: usize = 64;
@@ -236,10 +234,22 @@ impl Index {
         self.many_uses.notified().await;
     }
 
-    /// What is known of a blob, with its latest use.
-    pub(crate) fn last_used(&self, digest: &Digest) -> Option<Entry> {
-        let noted = self.uses().get(digest).copied().unwrap_or_default();
-        self.get(digest).map(|entry| Entry { used: entry.used.max(noted), ..entry })
+    /// The first blob whose digest begins so, with its latest use.
+    pub(crate) fn first(&self, begin: [u8; 8]) -> Option<(Digest, Entry)> {
+        let found = self.call(|store| match store {
+            Store::Sled(db) => {
+                let first = db.scan_prefix(begin).next().transpose()?;
+                Ok(first.and_then(|(key, value)| Some((unkey(&key)?, decode(&value)?))))
+            }
+            Store::Memory(map) => {
+                let map = lock(map);
+                let from = map.range::<[u8], _>((Bound::Included(&begin[..]), Bound::Unbounded)).next();
+                Ok(from.filter(|(key, _)| key.starts_with(&begin)).and_then(|(key, entry)| Some((unkey(key)?, *entry))))
+            }
+        });
+        let (digest, entry) = found.flatten()?;
+        let noted = self.uses().get(&digest).copied().unwrap_or_default();
+        Some((digest, Entry { used: entry.used.max(noted), ..entry }))
     }
 
     /// Writes the uses noted since the last time.
@@ -431,32 +441,10 @@ fn begin(dir: &Path) -> mpsc::Receiver<Result<sled::Db, String>> {
     receiver
 }
 
-/// Removes the snapshots that a killed process left half written: sled 0.34 takes the last by name, whatever it holds.
-fn sweep(dir: &Path) -> io::Result<()> {
-    if dir.join(STALE).exists() {
-        return Err(io::Error::other("its log is mostly garbage"));
-    }
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().ends_with(".generating") {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Keeps one unusable index for a person to look at, and makes place for a new one.
-fn set_aside(dir: &Path) {
-    let aside: PathBuf = dir.with_extension("bad");
-    let moved = fs::remove_dir_all(&aside).or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) });
-    let moved = moved.and_then(|()| fs::rename(dir, &aside)).and_then(|()| super::folder::create_dir(dir));
-    if let Err(error) = moved {
-        tracing::error!(%error, path = %dir.display(), "the unusable index cannot be moved away");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn entry(size: u64, used: u64) -> Entry {
@@ -502,6 +490,24 @@ mod tests {
             index.distrust(&digest);
             let now = index.get(&digest).expect("known");
             assert_eq!((now.size, now.used, now.stamp.inode), (7, 9, 0));
+        }
+    }
+
+    #[test]
+    fn the_first_that_begins_so_is_found_with_its_latest_use() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let digest = |last| Digest::Sha256(std::array::from_fn(|n| if n == 31 { last } else { n as u8 }));
+        let begin = [0, 1, 2, 3, 4, 5, 6, 7];
+        let sled = Index::open(dir.path());
+        sled.opened();
+        for index in [sled, Index::in_memory()] {
+            index.put(&digest(1), entry(7, 1));
+            index.put(&digest(2), entry(8, 2));
+            index.touch(&digest(1), 9);
+            assert_eq!(index.first(begin), Some((digest(1), entry(7, 9))));
+            index.remove(&digest(1));
+            assert_eq!(index.first(begin), Some((digest(2), entry(8, 2))));
+            assert_eq!(index.first([0, 1, 2, 3, 4, 5, 6, 6]), None, "the next one does not begin so");
         }
     }
 
