@@ -1,6 +1,7 @@
 //! Certificates: loaded from PEM files, shown to clients, loaded again on demand.
 //!
-//! Promises that a mistake in a file is told with the file's name, and that a reload that fails leaves the old certificates in use.
+//! Promises that a mistake in a file is told with the file's name, that a reload that fails leaves the old certificates in use, and
+//! that a session can be resumed on any connection of this process, until a certificate changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -72,34 +73,56 @@ pub struct Certificates(Arc<Inner>);
 
 struct Inner {
     files: Tls,
-    /// Held to clone or replace the Arc, never longer. The whole configuration is replaced, with its session tickets:
-    /// a client that resumes a session is not asked for its certificate again, so a ticket must not outlive the CA it was judged by.
-    current: RwLock<Arc<ServerConfig>>,
+    /// Held to look at it or replace it, never longer.
+    current: RwLock<Current>,
+}
+
+/// The configuration in use. When a file has changed all of it is replaced, with its session tickets: a client that resumes a session is not
+/// asked for its certificate again, so a ticket must not outlive the CA it was judged by.
+struct Current {
+    config: Arc<ServerConfig>,
+    /// Of the files.
+    contents: Vec<Vec<u8>>,
 }
 
 impl Certificates {
     /// Reads the files.
     pub fn load(files: &Tls) -> Result<Self, TlsError> {
-        let current = RwLock::new(Arc::new(configure(files)?));
+        let current = RwLock::new(Current::read(files)?);
         Ok(Self(Arc::new(Inner { files: files.clone(), current })))
     }
 
-    /// Reads the files again, for the connections to come. On an error the old certificates stay in use.
+    /// Reads the files again, for the connections to come. On an error the old certificates stay in use; where nothing has changed so do
+    /// the sessions.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = Arc::new(configure(&self.0.files)?);
-        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let fresh = Current::read(&self.0.files)?;
+        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.contents != fresh.contents {
+            *current = fresh;
+        }
         Ok(())
     }
 
     /// Where they are read from.
     pub fn files(&self) -> Vec<PathBuf> {
-        let Tls { cert, key, client_ca } = &self.0.files;
-        [cert, key].into_iter().chain(client_ca).cloned().collect()
+        paths(&self.0.files).cloned().collect()
     }
 
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner).config)
     }
+}
+
+impl Current {
+    fn read(files: &Tls) -> Result<Self, TlsError> {
+        // What cannot be read is told of below.
+        let contents = paths(files).map(|path| std::fs::read(path).unwrap_or_default()).collect();
+        Ok(Self { config: Arc::new(configure(files)?), contents })
+    }
+}
+
+fn paths(Tls { cert, key, client_ca }: &Tls) -> impl Iterator<Item = &PathBuf> {
+    [cert, key].into_iter().chain(client_ca)
 }
 
 fn configure(files: &Tls) -> Result<ServerConfig, TlsError> {

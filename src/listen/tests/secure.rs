@@ -103,7 +103,7 @@ async fn without_a_ca_no_certificate_counts() {
 }
 
 #[tokio::test]
-async fn a_session_is_resumed_with_its_certificate_until_a_reload() {
+async fn a_session_is_resumed_with_its_certificate_until_a_file_changes() {
     let authority = Authority::new();
     let tls = Tls { client_ca: Some(authority.path("ca.pem")), ..authority.tls() };
     let certificates = Certificates::load(&tls).unwrap();
@@ -115,10 +115,28 @@ async fn a_session_is_resumed_with_its_certificate_until_a_reload() {
         assert!(read_all(&mut stream).await.ends_with("/v2/ with a certificate"));
         stream.get_ref().1.handshake_kind().unwrap()
     };
-    assert_eq!(ask().await, rustls::HandshakeKind::Full);
-    assert_eq!(ask().await, rustls::HandshakeKind::Resumed);
+    let resumed_from_the_second_on = async || {
+        assert_eq!(ask().await, rustls::HandshakeKind::Full);
+        for _ in 0..3 {
+            assert_eq!(ask().await, rustls::HandshakeKind::Resumed);
+        }
+    };
+    resumed_from_the_second_on().await;
+    // Nothing has changed.
     certificates.reload().unwrap();
-    assert_eq!(ask().await, rustls::HandshakeKind::Full);
+    assert_eq!(ask().await, rustls::HandshakeKind::Resumed);
+    authority.sign("server");
+    certificates.reload().unwrap();
+    resumed_from_the_second_on().await;
+    // Whoever is admitted by a CA is asked again when there is another.
+    let both = authority.issuer.pem() + &Authority::new().issuer.pem();
+    std::fs::write(authority.path("ca.pem"), both).unwrap();
+    certificates.reload().unwrap();
+    resumed_from_the_second_on().await;
+    // A file that cannot be used changes nothing.
+    std::fs::write(authority.path("ca.pem"), "gone wrong").unwrap();
+    certificates.reload().unwrap_err();
+    assert_eq!(ask().await, rustls::HandshakeKind::Resumed);
 }
 
 #[tokio::test]
