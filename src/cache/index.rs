@@ -451,6 +451,13 @@ mod tests {
         Entry { size, used, stamp: Stamp { inode: 3, size, mtime: -4, ctime: 5 } }
     }
 
+    /// Waits for it: what is entered before goes to memory.
+    fn opened(dir: &Path) -> Index {
+        let index = Index::open(dir);
+        index.opened();
+        index
+    }
+
     #[test]
     fn entries_survive_a_restart_and_uses_are_written_late() {
         let dir = tempfile::tempdir().expect("a folder");
@@ -475,8 +482,7 @@ mod tests {
     #[test]
     fn what_is_gone_is_not_brought_back_by_a_change() {
         let dir = tempfile::tempdir().expect("a folder");
-        let sled = Index::open(dir.path());
-        for index in [sled, Index::in_memory()] {
+        for index in [opened(dir.path()), Index::in_memory()] {
             let digest = Digest::sha256_of(b"x");
             // It was evicted after its use was noted.
             index.touch(&digest, 9);
@@ -498,9 +504,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let digest = |last| Digest::Sha256(std::array::from_fn(|n| if n == 31 { last } else { n as u8 }));
         let begin = [0, 1, 2, 3, 4, 5, 6, 7];
-        let sled = Index::open(dir.path());
-        sled.opened();
-        for index in [sled, Index::in_memory()] {
+        for index in [opened(dir.path()), Index::in_memory()] {
             index.put(&digest(1), entry(7, 1));
             index.put(&digest(2), entry(8, 2));
             index.touch(&digest(1), 9);
@@ -515,7 +519,7 @@ mod tests {
     fn an_index_that_takes_its_time_to_open_is_empty_until_then_and_loses_nothing() {
         let dir = tempfile::tempdir().expect("a folder");
         let (known, meanwhile) = (Digest::sha256_of(b"known"), Digest::sha256_of(b"meanwhile"));
-        Index::open(dir.path()).put(&known, entry(7, 1));
+        opened(dir.path()).put(&known, entry(7, 1));
         let (open, db) = mpsc::sync_channel(1);
         let index = Index::in_memory();
         *lock(&index.opening) = Opening::UnderWay { dir: dir.path().to_owned(), db, since: Instant::now(), again: false };
@@ -559,7 +563,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let digest = Digest::sha256_of(b"x");
         {
-            let index = Index::open(dir.path());
+            let index = opened(dir.path());
             index.put(&digest, entry(7, 1));
             index.flush();
         }
