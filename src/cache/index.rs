@@ -502,16 +502,19 @@ mod tests {
     #[test]
     fn the_first_that_begins_so_is_found_with_its_latest_use() {
         let dir = tempfile::tempdir().expect("a folder");
-        let digest = |last| Digest::Sha256(std::array::from_fn(|n| if n == 31 { last } else { n as u8 }));
-        let begin = [0, 1, 2, 3, 4, 5, 6, 7];
+        let digest = |last| {
+            let mut bytes = [7; 32];
+            bytes[31] = last;
+            Digest::Sha256(bytes)
+        };
         for index in [opened(dir.path()), Index::in_memory()] {
             index.put(&digest(1), entry(7, 1));
             index.put(&digest(2), entry(8, 2));
             index.touch(&digest(1), 9);
-            assert_eq!(index.first(begin), Some((digest(1), entry(7, 9))));
+            assert_eq!(index.first([7; 8]), Some((digest(1), entry(7, 9))));
             index.remove(&digest(1));
-            assert_eq!(index.first(begin), Some((digest(2), entry(8, 2))));
-            assert_eq!(index.first([0, 1, 2, 3, 4, 5, 6, 6]), None, "the next one does not begin so");
+            assert_eq!(index.first([7; 8]), Some((digest(2), entry(8, 2))));
+            assert_eq!(index.first([7, 7, 7, 7, 7, 7, 7, 6]), None, "the next one does not begin so");
         }
     }
 
