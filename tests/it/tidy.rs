@@ -30,19 +30,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// What may be said in these files only.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("sled::", &["cache/index.rs"]),
+    ("crossbeam_epoch::", &["cache/index.rs"]),
     ("moka::", &["cache/hot.rs"]),
     ("figment::", &["config"]),
     ("fs::write(", &[]),
     ("File::create", &[]),
     ("OpenOptions::new", &["cache/folder.rs"]),
-    ("fs::rename(", &["cache/folder.rs", "cache/blobs.rs", "cache/index.rs", "cache/audit.rs"]),
+    ("fs::rename(", &["cache/folder.rs", "cache/blobs.rs", "cache/index/leftover.rs", "cache/audit.rs"]),
     (
         "fs::remove_file(",
         &[
             "cache/folder.rs",
             "cache/blobs.rs",
             "cache/repos.rs",
-            "cache/index.rs",
+            "cache/index/leftover.rs",
             "cache/keep.rs",
             "cache/audit.rs",
             "cache/quarantine.rs",
