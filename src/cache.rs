@@ -80,6 +80,8 @@ use repos::Repos;
 use space::Space;
 use withheld::Withheld;
 pub(crate) use writeback::begin_writing_back;
+#[cfg(test)]
+pub(crate) use writeback::tests::begun;
 
 /// How far ahead of a read that waits for the disk the kernel is asked to read, in bytes.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
@@ -204,6 +206,22 @@ impl Blob {
         let and_more = bytes.get(start..end + mapping::PAGE).is_some_and(mapping::is_resident);
         let can_be_sent = and_more || (mapping::is_resident(bytes.get(start..end)?) && self.file.is_uncut());
         can_be_sent.then(|| Bytes::from_owner(MappedSlice { blob: self.clone(), range: start..end }))
+    }
+
+    /// What [`Blob::mapped_now`] gave cannot be read any more, and who was to have it does without. As with a read that fails, the blob is
+    /// verified, and if need be fetched again, before it is served to anybody else. Waits for nothing.
+    pub fn cannot_be_sent(&self, error: std::io::ErrorKind) {
+        let (cache, digest) = (self.cache.clone(), self.file.digest);
+        tracing::error!(%digest, %error, "a held blob cannot be read any more while it is sent, which breaks a connection; it is verified before it is served again. Check the disk");
+        cache.0.hot.forget(&digest);
+        // A disk that does not answer has said nothing bad of the blob; and at the stop nobody is there to be served.
+        if error != std::io::ErrorKind::TimedOut && tokio::runtime::Handle::try_current().is_ok() {
+            let distrust = {
+                let cache = cache.clone();
+                move || cache.distrust(&digest)
+            };
+            cache.clone().0.tasks.spawn(async move { cache.0.disk.ask_about(&digest, distrust).await });
+        }
     }
 
     /// Reads at most `max` bytes at `offset`, waiting for the disk as long as it may take. A blob for which it does not answer

@@ -2,8 +2,9 @@
 //!
 //! Promises: lines come out whole and in their order. A request never waits for whoever reads the log: its line is in the buffer when its
 //! answer has ended, and with others on its way within [`FLUSH_EVERY`]. Everything else that is worth a look is out when the call
-//! returns, unless the reader stands still, which is waited for once ([`PATIENCE`]). Who stands still for long loses lines, and is told
-//! how many when it reads again; the buffer is bounded ([`BUFFER_MAX`]). [`Log::close`] loses nothing that can be written in time.
+//! returns, unless the reader stands still, which is waited for once ([`PATIENCE`]). Who stands still for long, or takes nothing because its
+//! disk is full, loses lines, and is told how many when it takes some again; the buffer is bounded ([`BUFFER_MAX`]). [`Log::close`] loses
+//! nothing that can be written in time.
 //!
 //! The line of a request ([`request()`]) has a way of its own where the log is JSON.
 
@@ -87,11 +88,14 @@ impl Log {
     }
 
     fn patient(out: impl Write + Send + 'static, patience: Duration) -> io::Result<(Self, JoinHandle<()>)> {
-        let shared = Shared { state: Mutex::default(), filled: Condvar::new(), written: Condvar::new(), patience };
-        let log = Self(Arc::new(shared));
+        let log = Self::unwritten(patience);
         let writer = log.clone();
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write(out))?;
         Ok((log, thread))
+    }
+
+    fn unwritten(patience: Duration) -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), filled: Condvar::new(), written: Condvar::new(), patience }))
     }
 
     /// Makes this the log of the process: `json` or else text, in colours if `ansi`, as far as the filter lets through.
@@ -118,11 +122,11 @@ impl Log {
         );
     }
 
-    /// Puts a line in; with `wait` it is out at the return, unless nobody reads.
-    fn put(&self, line: &[u8], wait: bool) {
+    /// Puts a line in if there is room; with `wait` it is out at the return, unless nobody reads.
+    fn put(&self, line: &[u8], wait: bool, room: usize) {
         let mut state = self.lock();
         let before = state.lines.len();
-        if before + line.len() > BUFFER_MAX {
+        if before + line.len() > room {
             state.lost += 1;
             return;
         }
@@ -145,7 +149,7 @@ impl Log {
 
     /// The thread's own work.
     fn write(self, mut out: impl Write) {
-        let mut batch = Vec::new();
+        let (mut batch, mut is_torn) = (Vec::new(), false);
         loop {
             let mut state = self.lock();
             while state.lines.is_empty() && state.phase == Phase::Open {
@@ -163,16 +167,22 @@ impl Log {
             state.urgent = false;
             let (through, lost) = (state.put, std::mem::take(&mut state.lost));
             drop(state);
-            // Who closed the log does not want to read it: there is nobody to tell.
-            let _ = out.write_all(&batch).and_then(|()| out.flush());
+            // What is cut off is at least a line of its own.
+            is_torn = is_torn && take(&mut out, b"\n") == 0;
+            let rest = batch.split_off(if is_torn { 0 } else { take(&mut out, &batch) });
+            is_torn = is_torn || (!rest.is_empty() && batch.last().is_some_and(|&last| last != b'\n'));
             batch.clear();
             batch.shrink_to(BATCH * 2);
             let mut state = self.lock();
             (state.out, state.stalled) = (through, false);
+            if !rest.is_empty() {
+                // Who takes nothing cannot be told that either: it is with the next that is taken.
+                state.lost += lost + rest.split_inclusive(|&byte| byte == b'\n').count() as u64;
+            }
             self.0.written.notify_all();
             drop(state);
-            if lost > 0 {
-                tracing::warn!(name: LOST, lost, "lines of the log were lost: nobody read them");
+            if lost > 0 && rest.is_empty() {
+                tracing::warn!(name: LOST, lost, "lines of the log were lost: nobody read them, or there was no room for them");
             }
         }
     }
@@ -183,27 +193,50 @@ impl Log {
     }
 }
 
+/// Gives a reader as much as it takes; how much that was.
+fn take(out: &mut impl Write, bytes: &[u8]) -> usize {
+    let mut taken = 0;
+    while taken < bytes.len() {
+        match out.write(&bytes[taken..]) {
+            Ok(0) => break,
+            Ok(more) => taken += more,
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                // A pipe that somebody else who has it made so.
+                io::ErrorKind::WouldBlock => std::thread::park_timeout(FLUSH_EVERY),
+                _ => break,
+            },
+        }
+    }
+    let _ = out.flush();
+    taken
+}
+
 /// One line on its way.
 pub struct OneLine<'a> {
     log: &'a Log,
     wait: bool,
+    room: usize,
 }
 
 impl<'a> MakeWriter<'a> for Log {
     type Writer = OneLine<'a>;
 
     fn make_writer(&'a self) -> OneLine<'a> {
-        OneLine { log: self, wait: true }
+        OneLine { log: self, wait: true, room: BUFFER_MAX }
     }
 
     fn make_writer_for(&'a self, what: &Metadata<'_>) -> OneLine<'a> {
-        OneLine { log: self, wait: *what.level() <= Level::INFO && ![REQUEST, LOST].contains(&what.name()) }
+        let (is_request, tells_of_lost) = (what.name() == REQUEST, what.name() == LOST);
+        // What was lost is told once for each batch: that is always let in.
+        let room = if tells_of_lost { usize::MAX } else { BUFFER_MAX };
+        OneLine { log: self, wait: *what.level() <= Level::INFO && !is_request && !tells_of_lost, room }
     }
 }
 
 impl Write for OneLine<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.log.put(line, self.wait);
+        self.log.put(line, self.wait, self.room);
         Ok(line.len())
     }
 
@@ -218,7 +251,7 @@ pub fn request(line: &Request<'_>) {
         return;
     }
     match JSON.get() {
-        Some(log) => line.spelled(|bytes| log.put(bytes, false)),
+        Some(log) => line.spelled(|bytes| log.put(bytes, false, BUFFER_MAX)),
         None => event(line),
     }
 }
@@ -286,6 +319,17 @@ mod tests {
         (log, thread, go, lines)
     }
 
+    fn put(log: &Log, line: &[u8], wait: bool) {
+        log.put(line, wait, BUFFER_MAX);
+    }
+
+    /// Until it is so.
+    fn until(log: &Log, holds: impl Fn(&State) -> bool) {
+        while !holds(&log.lock()) {
+            std::thread::yield_now();
+        }
+    }
+
     const LONG: Duration = Duration::from_secs(600);
 
     #[test]
@@ -294,7 +338,7 @@ mod tests {
         (0..1_000).for_each(|_| go.send(()).unwrap());
         let all = (0..10_000).fold(String::new(), |all, n| all + &n.to_string() + "\n");
         for (n, line) in all.split_inclusive('\n').enumerate() {
-            log.put(line.as_bytes(), n % 1_000 == 0);
+            put(&log, line.as_bytes(), n % 1_000 == 0);
         }
         log.close();
         thread.join().unwrap();
@@ -305,19 +349,19 @@ mod tests {
     fn what_is_waited_for_is_out() {
         let (log, _thread, go, lines) = slow(LONG);
         go.send(()).unwrap();
-        log.put(b"a request\n", false);
-        log.put(b"a warning\n", true);
+        put(&log, b"a request\n", false);
+        put(&log, b"a warning\n", true);
         assert!(lines.try_iter().collect::<String>().ends_with("a warning\n"));
     }
 
     #[test]
     fn a_reader_that_stands_still_is_waited_for_once_and_loses_what_is_too_much() {
         let (log, thread, go, lines) = slow(Duration::from_millis(1));
-        log.put(b"first\n", true);
+        put(&log, b"first\n", true);
         assert!(log.lock().stalled);
         // From here on nobody waits, however long that would be.
         let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
-        (0..10_000).for_each(|_| log.put(&line, true));
+        (0..10_000).for_each(|_| put(&log, &line, true));
         let state = log.lock();
         assert!(state.lines.len() <= BUFFER_MAX && state.lines.len() + line.len() > BUFFER_MAX);
         assert!(state.lost > 0 && state.put + state.lost == 10_001);
@@ -329,5 +373,83 @@ mod tests {
         thread.join().unwrap();
         let text: String = lines.try_iter().collect();
         assert!(text.starts_with("first\nx") && text.lines().count() as u64 == kept, "{} of {kept}", text.lines().count());
+    }
+
+    /// The log of a thread of its own, written to `out`; what is lost is told.
+    fn telling(out: impl Write + Send + 'static) -> (Log, JoinHandle<()>) {
+        let log = Log::unwritten(Duration::from_millis(1));
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let writer = log.clone();
+        let thread = std::thread::spawn(move || tracing::subscriber::with_default(subscriber, || writer.write(out)));
+        (log, thread)
+    }
+
+    #[test]
+    fn who_reads_again_is_told_how_much_was_lost() {
+        let ((go, may), (taken, lines)) = (sync_channel(10), sync_channel(10));
+        let (log, thread) = telling(Slow { may, taken });
+        put(&log, b"first\n", true);
+        until(&log, |state| state.lines.is_empty());
+        let half = [vec![b'x'; BUFFER_MAX / 2 - 1], b"\n".to_vec()].concat();
+        (0..5).for_each(|_| put(&log, &half, false));
+        go.send(()).unwrap();
+        until(&log, |state| state.lines.is_empty());
+        // Also where there is no room for anything else.
+        (0..2).for_each(|_| put(&log, &half, false));
+        (0..10).for_each(|_| go.send(()).unwrap());
+        log.close();
+        thread.join().unwrap();
+        assert!(lines.try_iter().any(|line| line.contains("lost=3\n")));
+    }
+
+    #[test]
+    fn the_line_of_a_request_is_not_waited_for_and_a_warning_is() {
+        let (log, _thread, go, lines) = slow(LONG);
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(name: REQUEST, "a request");
+            (0..2).for_each(|_| go.send(()).unwrap());
+            tracing::warn!("a warning");
+        });
+        let text = lines.try_iter().collect::<String>();
+        assert!(text.contains("a request") && text.contains("a warning"), "{text}");
+    }
+
+    /// A disk with so much room.
+    #[derive(Clone)]
+    struct Disk(Arc<Mutex<(String, usize)>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            let taken = bytes.len().min(disk.1);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.1 -= taken;
+            disk.0.push_str(std::str::from_utf8(&bytes[..taken]).unwrap());
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_full_disk_does_not_take_is_counted_and_what_comes_then_is_whole() {
+        let disk = Disk(Arc::new(Mutex::new((String::new(), 9))));
+        let (log, thread) = telling(disk.clone());
+        for line in ["first\n", "second\n", "third\n"] {
+            put(&log, line.as_bytes(), false);
+            until(&log, |state| state.out == state.put);
+        }
+        disk.0.lock().unwrap().1 = usize::MAX;
+        put(&log, b"fourth\n", true);
+        until(&log, |state| state.put == 5);
+        log.close();
+        thread.join().unwrap();
+        let text = disk.0.lock().unwrap().0.clone();
+        assert!(text.starts_with("first\nsec\nfourth\n") && text.contains("lost=2\n"), "{text}");
     }
 }

@@ -199,5 +199,9 @@ mod tests {
         let some = Mapping::of(&file, 1 << 20).expect("maps");
         assert!(Mapping::of(&file, MAPPED_MAX).is_none());
         drop(some);
+        for _ in 0..4 {
+            // Each is given back: three of them would not fit beside each other.
+            Mapping::of(&file, MAPPED_MAX / 2).expect("there is room");
+        }
     }
 }

@@ -265,9 +265,8 @@ impl Cache {
             kept.file().set_len(size)?;
         }
         let stamp = inner.blobs.commit(kept.temp, digest)?;
-        if self.enter(digest, Entry { size, used: now(), stamp }) {
-            kept.promise.keep(size);
-        }
+        let promise = kept.promise;
+        self.enter(digest, Entry { size, used: now(), stamp }, || promise.keep(size));
         Ok(())
     }
 }

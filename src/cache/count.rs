@@ -56,36 +56,55 @@ impl Count {
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is held, and says whether that has to be added to or taken from the account now.
-    fn change<T>(&self, digest: &Digest, change: impl FnOnce() -> T) -> (T, bool) {
+    /// Changes what is held, and has that added to or taken from the account where the count does not do it: before another count can begin.
+    fn change<T>(&self, digest: &Digest, change: impl FnOnce() -> T, account: impl FnOnce(T)) {
         let done = self.done.read().unwrap_or_else(PoisonError::into_inner);
         let changed = change();
         let shard = u16::from(digest.as_bytes()[0]);
         if shard == *done {
             self.changed.lock().unwrap_or_else(PoisonError::into_inner).push(*digest);
         }
-        (changed, shard < *done)
+        if shard < *done {
+            account(changed);
+        }
     }
 }
 
 impl Cache {
-    /// Enters a blob that is in place; says whether its bytes are to be counted.
-    pub(super) fn enter(&self, digest: &Digest, entry: Entry) -> bool {
-        let (is_new, counts) = self.0.count.change(digest, || self.0.index.put(digest, entry));
-        is_new && counts
+    /// Enters a blob that is in place; `account` counts its bytes, where that is to be done now.
+    pub(super) fn enter(&self, digest: &Digest, entry: Entry, account: impl FnOnce()) {
+        self.0.count.change(
+            digest,
+            || self.0.index.put(digest, entry),
+            |is_new| {
+                if is_new {
+                    account();
+                }
+            },
+        );
     }
 
     /// The same, unless it is there.
-    pub(super) fn enter_new(&self, digest: &Digest, entry: Entry) -> bool {
-        let (is_new, counts) = self.0.count.change(digest, || self.0.index.put_new(digest, entry));
-        is_new && counts
+    pub(super) fn enter_new(&self, digest: &Digest, entry: Entry, account: impl FnOnce()) {
+        self.0.count.change(
+            digest,
+            || self.0.index.put_new(digest, entry),
+            |is_new| {
+                if is_new {
+                    account();
+                }
+            },
+        );
     }
 
     /// A blob is gone: what was known of it is dropped.
     pub(super) fn forget(&self, digest: &Digest) {
-        if let (Some(entry), true) = self.0.count.change(digest, || self.0.index.remove(digest)) {
-            self.0.space.gone(entry.size);
-        }
+        let account = |entry: Option<Entry>| {
+            if let Some(entry) = entry {
+                self.0.space.gone(entry.size);
+            }
+        };
+        self.0.count.change(digest, || self.0.index.remove(digest), account);
     }
 
     /// Starts the count, which may take long. `noted` is what the last run said is held.
@@ -210,5 +229,25 @@ impl Doubt {
     fn add(&mut self, bytes: u64) {
         self.files += 1;
         self.bytes += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_is_counted_by_whoever_changes_it_or_by_the_count_and_never_by_both() {
+        let (count, digest) = (Count::default(), Digest::sha256_of(b"x"));
+        let shard = u16::from(digest.as_bytes()[0]);
+        // How far the count is, who counts what changes, and whether it is looked at again.
+        for (done, at_once, again) in [(shard - 1, false, false), (shard, false, true), (shard + 1, true, false)] {
+            *count.done.write().expect("not poisoned") = done;
+            let mut counted = false;
+            count.change(&digest, || 7, |_| counted = count.done.try_write().is_err());
+            assert_eq!(counted, at_once, "{done}: while no other count can begin");
+            let changed = std::mem::take(&mut *count.changed.lock().expect("not poisoned"));
+            assert_eq!(changed, if again { vec![digest] } else { vec![] }, "{done}");
+        }
     }
 }

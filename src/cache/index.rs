@@ -162,16 +162,29 @@ impl Index {
         }
     }
 
-    /// It is open: what was entered meanwhile goes there.
+    /// It is open: what was entered meanwhile goes there, before anybody else does: what comes later is newer.
     fn adopt(&self, db: sled::Db) -> Opened {
-        let meanwhile = std::mem::replace(&mut *self.store.write().unwrap_or_else(PoisonError::into_inner), Store::Sled(db));
-        let opened = if self.is_empty() { Opened::Empty } else { Opened::Kept };
-        if let Store::Memory(map) = meanwhile {
-            for (key, entry) in &*lock(&map) {
-                unkey(key).map(|digest| self.put(&digest, *entry));
+        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        let adopt = || -> sled::Result<bool> {
+            let was_empty = db.is_empty();
+            if let Store::Memory(map) = &*store {
+                for (key, entry) in &*lock(map) {
+                    db.insert(key, encode(entry).as_slice())?;
+                }
+            }
+            Ok(was_empty)
+        };
+        let adopted = catch_unwind(AssertUnwindSafe(adopt)).unwrap_or_else(|_| Err(sled::Error::Unsupported("it panicked".into())));
+        match adopted {
+            Ok(was_empty) => {
+                *store = Store::Sled(db);
+                if was_empty { Opened::Empty } else { Opened::Kept }
+            }
+            Err(reason) => {
+                tracing::error!(%reason, "the index failed; it is kept in memory until the next start, serving goes on");
+                Opened::Empty
             }
         }
-        opened
     }
 
     /// What is known of a blob.
@@ -370,14 +383,6 @@ impl Index {
         matches!(*self.store.read().unwrap_or_else(PoisonError::into_inner), Store::Sled(_))
     }
 
-    fn is_empty(&self) -> bool {
-        self.call(|store| match store {
-            Store::Sled(db) => Ok(db.is_empty()),
-            Store::Memory(map) => Ok(lock(map).is_empty()),
-        })
-        .unwrap_or(true)
-    }
-
     fn call<T>(&self, call: impl FnOnce(&Store) -> sled::Result<T>) -> Option<T> {
         let store = self.store.read().unwrap_or_else(PoisonError::into_inner);
         let result = catch_unwind(AssertUnwindSafe(|| call(&store).inspect(|_| free_replaced())));
@@ -532,6 +537,29 @@ mod tests {
         assert_eq!(index.opened(), Opened::Kept);
         assert_eq!((index.get(&known), index.get(&meanwhile)), (Some(entry(7, 1)), Some(entry(8, 2))));
         assert!(index.is_durable());
+    }
+
+    #[test]
+    fn what_is_changed_when_it_has_opened_is_not_overwritten_by_what_was_known_before() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let index = Index::in_memory();
+        let digests = (0..2_000_u32).map(|n| Digest::sha256_of(&n.to_le_bytes())).collect::<Vec<_>>();
+        for digest in &digests {
+            assert!(index.put(digest, entry(7, 1)));
+        }
+        // The last of those that are moved: time enough for it to be changed too early.
+        let last = digests.iter().max_by_key(|digest| key(digest)).expect("some");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !index.is_durable() {
+                    std::thread::yield_now();
+                }
+                index.distrust(last);
+            });
+            index.adopt(begin(dir.path()).recv().expect("answers").expect("opens"));
+        });
+        assert!(!index.get(last).expect("known").is_vouched_for(), "a file that cannot be read is trusted again");
+        assert!(digests.iter().all(|digest| index.get(digest).is_some()));
     }
 
     #[test]

@@ -117,9 +117,7 @@ impl Cache {
     /// A held blob was verified in the state in which it was opened. Blocks.
     pub(crate) fn trust(&self, file: &BlobFile) {
         let entry = Entry { size: file.stamp.size, used: now(), stamp: file.stamp };
-        if self.enter(&file.digest, entry) {
-            self.0.space.found(entry.size);
-        }
+        self.enter(&file.digest, entry, || self.0.space.found(entry.size));
     }
 
     /// A held blob does not hash to its name: it is moved to `quarantine/` and counted. Says whether it was still there.

@@ -120,9 +120,8 @@ impl Cache {
             Some(_) => self.forget(&file.digest),
             None => {}
         }
-        if self.enter_new(&file.digest, Entry { size: file.size(), used: now(), stamp: file.stamp }) {
-            inner.space.found(file.size());
-        }
+        let entry = Entry { size: file.size(), used: now(), stamp: file.stamp };
+        self.enter_new(&file.digest, entry, || inner.space.found(entry.size));
         // Whoever evicts removes the file first and the entry then: if that was before ours, ours goes too.
         if !inner.blobs.path(&file.digest).exists() {
             self.forget(&file.digest);

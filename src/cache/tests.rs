@@ -45,6 +45,26 @@ async fn a_blob_that_cannot_be_read_is_verified_before_the_next_client_has_it() 
 }
 
 #[tokio::test]
+async fn a_blob_that_could_not_be_sent_is_verified_before_the_next_client_has_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (cache, tasks) = open(dir.path(), 1 << 30, &CancellationToken::new());
+    let digest = keep(&cache, 1, 2 << 20).await;
+    let Found::Whole(blob) = cache.blob(&digest).await else { panic!("it is held") };
+    blob.cannot_be_sent(std::io::ErrorKind::TimedOut);
+    assert!(matches!(cache.blob(&digest).await, Found::Whole(_)), "a disk that does not answer says nothing bad of it");
+    blob.cannot_be_sent(std::io::ErrorKind::Other);
+    let distrusted = async {
+        while cache.0.index.get(&digest).expect("known").is_vouched_for() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), distrusted).await.expect("it is trusted still");
+    let Found::Missing(permit) = cache.blob(&digest).await else { panic!("it is trusted still") };
+    assert!(permit.has_suspect());
+    drop(tasks);
+}
+
+#[tokio::test]
 async fn a_blob_that_is_sent_from_its_mapping_is_not_evicted() {
     let dir = tempfile::tempdir().expect("a folder");
     let (cache, _) = open(dir.path(), 3 << 20, &CancellationToken::new());

@@ -10,6 +10,8 @@ use std::fs::File;
 pub(crate) fn begin_writing_back(file: &File, from: u64, bytes: u64) {
     use std::os::fd::AsRawFd;
     let (Ok(from), Ok(bytes)) = (i64::try_from(from), i64::try_from(bytes)) else { return };
+    #[cfg(test)]
+    tests::note(file, from, bytes);
     // SAFETY: the call is given numbers only, and `file` keeps the descriptor open until it returns.
     unsafe { libc::sync_file_range(file.as_raw_fd(), from, bytes, libc::SYNC_FILE_RANGE_WRITE) };
 }
@@ -19,10 +21,24 @@ pub(crate) fn begin_writing_back(file: &File, from: u64, bytes: u64) {
 pub(crate) fn begin_writing_back(_: &File, _: u64, _: u64) {}
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
+pub(crate) mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::sync::Mutex;
 
     use super::*;
+
+    static BEGUN: Mutex<Vec<(u64, i64, i64)>> = Mutex::new(Vec::new());
+
+    pub(super) fn note(file: &File, from: i64, bytes: i64) {
+        let inode = file.metadata().expect("it is open").ino();
+        BEGUN.lock().expect("not poisoned").push((inode, from, bytes));
+    }
+
+    /// From where on, and how many bytes, was begun with of the file with this inode.
+    pub(crate) fn begun(inode: u64) -> Vec<(i64, i64)> {
+        let begun = BEGUN.lock().expect("not poisoned");
+        begun.iter().filter(|of| of.0 == inode).map(|&(_, from, bytes)| (from, bytes)).collect()
+    }
 
     #[test]
     fn what_is_written_back_is_as_it_was() {

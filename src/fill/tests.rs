@@ -18,6 +18,8 @@ use crate::cache::{Config, Found, MaxSize, Reader};
 /// What a body does next.
 enum Act {
     Bytes(Bytes),
+    /// When the test says so.
+    Told(Arc<tokio::sync::Notify>, Bytes),
     /// So many bytes every second.
     Trickle(Bytes, u64),
     /// The connection is lost.
@@ -64,6 +66,10 @@ impl Source for Script {
         let body = stream::unfold(VecDeque::from(acts), |mut acts| async move {
             let frame = match acts.pop_front()? {
                 Act::Bytes(bytes) => Ok(Frame::data(bytes)),
+                Act::Told(told, bytes) => {
+                    told.notified().await;
+                    Ok(Frame::data(bytes))
+                }
                 Act::Trickle(mut bytes, rate) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     let rest = bytes.split_off(bytes.len().min(usize::try_from(rate).expect("small")));
@@ -285,4 +291,61 @@ async fn a_cache_emptied_by_hand_goes_on_keeping() {
         fs::remove_dir(world.dir.path().join("tmp")).expect("removes");
     }
     assert_eq!(script.asked(), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_byte_goes_at_once_a_little_more_in_a_millisecond_and_much_more_at_once() {
+    const LITTLE: usize = 1_000;
+    let world = World::new(1 << 30).await;
+    let (content, told) = (content(4 << 20), Arc::new(tokio::sync::Notify::new()));
+    let (little, more) = (content.slice(LITTLE..2 * LITTLE), content.slice(2 * LITTLE..2 << 20));
+    let acts = [Act::Bytes(content.slice(..LITTLE)), Act::Told(told.clone(), little), Act::Told(told.clone(), more), Act::Silent];
+    let growing = world.start(&Digest::sha256_of(&content), &Script::new([Ok((size(&content), 0, acts.into()))])).await;
+    let mut reader = growing.reader(0, None).expect("it grows");
+    let began = Instant::now();
+    let mut taken = async |upto: usize| {
+        let mut at = 0;
+        while at < upto {
+            at += reader.next().await.expect("bytes").expect("more").len();
+        }
+        (at, began.elapsed())
+    };
+    assert_eq!(taken(LITTLE).await, (LITTLE, Duration::ZERO));
+    told.notify_one();
+    let (bytes, at) = taken(LITTLE).await;
+    assert!(bytes == LITTLE && at >= Duration::from_millis(1) && at <= Duration::from_millis(3), "{bytes} bytes after {at:?}");
+    told.notify_one();
+    // As soon as the batch before is written.
+    assert_eq!(taken((2 << 20) - 2 * LITTLE).await.1, at);
+}
+
+#[tokio::test]
+async fn the_disk_begins_early_with_each_byte_once() {
+    use std::os::unix::fs::MetadataExt;
+    const STEP: usize = 8 << 20;
+    let world = World::new(1 << 30).await;
+    let (content, told) = (content(6 * STEP), Arc::new(tokio::sync::Notify::new()));
+    let digest = Digest::sha256_of(&content);
+    let steps = (0..6).map(|n| Act::Told(told.clone(), content.slice(n * STEP..(n + 1) * STEP))).collect();
+    let growing = world.start(&digest, &Script::new([Ok((size(&content), 0, steps))])).await;
+    let mut reader = growing.reader(0, None).expect("it grows");
+    let mut at = 0;
+    for n in 1..=6 {
+        told.notify_one();
+        // The last bytes of each are held back.
+        while at < n * STEP - (64 << 10) {
+            at += reader.next().await.expect("bytes").expect("more").len();
+        }
+    }
+    growing.whole().await.expect("arrives");
+    world.settle().await;
+    let inode = fs::metadata(world.path(&digest)).expect("it is kept").ino();
+    let begun = crate::cache::begun(inode);
+    assert!(!begun.is_empty());
+    let mut next = 0;
+    for (from, bytes) in begun {
+        assert!(from == next && usize::try_from(bytes).is_ok_and(|bytes| bytes >= STEP), "{bytes} bytes from {from}, and not from {next}");
+        next += bytes;
+    }
+    assert!(usize::try_from(next).is_ok_and(|end| end <= content.len()));
 }

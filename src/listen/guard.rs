@@ -90,7 +90,7 @@ impl Guard {
             if let Some(bringing) = &mut self.bringing {
                 let brought = ready!(bringing.as_mut().poll(cx));
                 self.bringing = None;
-                brought?;
+                brought.inspect_err(|error| self.mapped.fail(error))?;
             }
             match mapped::bring(offered) {
                 None => return Poll::Ready(Ok(())),
@@ -110,9 +110,18 @@ impl Guard {
                 self.accepted(bytes);
                 Poll::Ready(Ok(bytes))
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
             Poll::Pending => self.full(cx, offered),
         }
+    }
+
+    #[cold]
+    fn failed(&self, error: io::Error) -> io::Error {
+        // Taken back, and not to be read any more, since it was looked at.
+        if error.raw_os_error() == Some(Errno::FAULT.raw_os_error()) {
+            self.mapped.fail(&error);
+        }
+        error
     }
 
     #[inline]
@@ -143,7 +152,7 @@ impl Guard {
         loop {
             let since = *self.blocked.get_or_insert_with(Instant::now);
             if self.probing {
-                let last = send_now(&self.socket, offered)?;
+                let last = send_now(&self.socket, offered).map_err(|error| self.failed(error))?;
                 self.taken += last as u64;
                 if last == offered.iter().map(|slice| slice.len()).sum::<usize>() {
                     return Poll::Ready(Ok(last));
@@ -228,5 +237,69 @@ impl AsyncWrite for Guard {
             Some(linger) => linger.as_mut().poll(cx).map(Ok),
             None => Poll::Ready(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::listen::unsent::tests::bound;
+    use crate::mapping::{self, page_out};
+
+    /// The guard of a socket that is limited as those of clients are, and its other end.
+    async fn guarded() -> (Guard, Mapped, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().expect("bound")), listener.accept());
+        let (socket, mapped) = (accepted.expect("a connection").0, Mapped::default());
+        unsent::limit(&socket).expect("a socket");
+        (Guard::new(socket, Duration::from_secs(60), mapped.clone()), mapped, client.expect("a connection"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_without_a_pause_may_have_more_waiting_until_it_pauses() {
+        let (mut guard, _, _client) = guarded().await;
+        let bounded = bound(&guard.socket);
+        for _ in 0..2 {
+            guard.accepted(usize::try_from(WIDE_AFTER).expect("small") - 1);
+            assert_eq!(bound(&guard.socket), bounded, "it has taken no more than may lie in two kernels");
+            guard.accepted(1);
+            let wide = bound(&guard.socket);
+            assert!(wide > bounded, "{wide}");
+            guard.blocked = Some(Instant::now());
+            tokio::time::advance(PAUSE).await;
+            guard.accepted(1);
+            assert_eq!(bound(&guard.socket), wide, "that was none");
+            guard.blocked = Some(Instant::now());
+            tokio::time::advance(PAUSE * 2).await;
+            guard.accepted(1);
+            assert_eq!(bound(&guard.socket), bounded);
+            // It has taken one already.
+            guard.run = 0;
+        }
+    }
+
+    #[tokio::test]
+    async fn time_that_the_disk_takes_is_not_the_clients() {
+        let (file, _, mapping) = mapping::mapped(1 << 20);
+        if !page_out(&file, &mapping) {
+            return;
+        }
+        let (mut guard, mapped, _client) = guarded().await;
+        let ((), _given) = mapped::poll(Some(&mapped), || mapped::gives_mapped(Arc::new(|_| {})));
+        // A write was tried.
+        mapped.look();
+        guard.blocked = Some(Instant::now());
+        let offered = [IoSlice::new(mapping.as_ref())];
+        let mut since = Vec::new();
+        let brought = std::future::poll_fn(|cx| {
+            let brought = guard.poll_resident(cx, &offered);
+            since.push(guard.blocked);
+            brought
+        });
+        brought.await.expect("the disk answers");
+        assert!(since.len() > 1, "it was not there");
+        assert_eq!(since[0], None, "the client is not waited for");
     }
 }

@@ -3,14 +3,15 @@
 //! A body learns from [`mapped_piece`] whether its connection takes them, and says with [`gives_mapped`] that it gives one, which it has just seen
 //! to be in memory. After a first write until it was sent the connection's socket looks before every write whether what it is about to write is, and has it brought there if not:
 //! a client may leave a piece lying for a minute, and the kernel may need its pages for something else meanwhile. A worker never waits for a disk.
+//! Where the disk has them no more the connection breaks, and who gave them is told.
 //!
 //! Only a connection that hands its pieces to the kernel untouched may have them: HTTP/1 in cleartext, with vectored writes.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -31,8 +32,11 @@ static BRINGING: Semaphore = Semaphore::const_new(BRINGING_MAX);
 thread_local! {
     /// As in `hand`: set before a body is polled.
     static PIECE: Cell<u64> = const { Cell::new(0) };
-    static GIVES: Cell<bool> = const { Cell::new(false) };
+    static GIVES: Cell<Option<Unreadable>> = const { Cell::new(None) };
 }
+
+/// Told when a piece cannot be read any more, by a worker: not to wait for anything.
+pub type Unreadable = Arc<dyn Fn(io::ErrorKind) + Send + Sync>;
 
 /// How many bytes of a mapping the body that is being polled may give at the most; 0 when it may give none.
 pub fn mapped_piece() -> u64 {
@@ -40,8 +44,8 @@ pub fn mapped_piece() -> u64 {
 }
 
 /// The body that is being polled gives bytes of a mapping now, which it has just seen to be in memory.
-pub fn gives_mapped() {
-    GIVES.set(true);
+pub fn gives_mapped(unreadable: Unreadable) {
+    GIVES.set(Some(unreadable));
 }
 
 /// The mapped pieces of one connection that were given and not sent. Cheap to clone.
@@ -53,10 +57,12 @@ struct Pieces {
     given: AtomicUsize,
     /// The only one was given since a write was tried, and so in the same turn: it is still where it was seen.
     seen: AtomicBool,
+    /// Why one of them cannot be sent. The connection breaks then.
+    failed: OnceLock<io::ErrorKind>,
 }
 
 /// One of them.
-pub(super) struct Given(Mapped);
+pub(super) struct Given(Mapped, Unreadable);
 
 impl Mapped {
     /// Whether there are any.
@@ -69,17 +75,27 @@ impl Mapped {
         !self.0.seen.swap(false, Ordering::Relaxed) && self.any()
     }
 
-    fn give(&self) -> Given {
+    fn give(&self, unreadable: Unreadable) -> Given {
         // What was given earlier may have lain there for long.
         let only = self.0.given.fetch_add(1, Ordering::Relaxed) == 0;
         self.0.seen.store(only, Ordering::Relaxed);
-        Given(self.clone())
+        Given(self.clone(), unreadable)
+    }
+
+    /// One of them cannot be sent, and none is any more.
+    pub(super) fn fail(&self, error: &io::Error) {
+        let _ = self.0.failed.set(error.kind());
     }
 }
 
 impl Drop for Given {
     fn drop(&mut self) {
-        self.0.0.given.fetch_sub(1, Ordering::Relaxed);
+        let Self(Mapped(pieces), unreadable) = self;
+        pieces.given.fetch_sub(1, Ordering::Relaxed);
+        // Which of them it was nobody knows: there are one or two.
+        if let Some(error) = pieces.failed.get() {
+            unreadable(*error);
+        }
     }
 }
 
@@ -89,7 +105,7 @@ pub(super) fn poll<T>(mapped: Option<&Mapped>, poll: impl FnOnce() -> T) -> (T, 
     PIECE.set(MAPPED_PIECE);
     let polled = poll();
     PIECE.set(0);
-    (polled, GIVES.take().then(|| mapped.give()))
+    (polled, GIVES.take().map(|unreadable| mapped.give(unreadable)))
 }
 
 /// Pages on their way into memory.
@@ -108,7 +124,6 @@ pub(super) fn bring(offered: &[IoSlice<'_>]) -> Option<Bringing> {
             };
             tokio::task::spawn_blocking(bring).await.map_err(io::Error::other)?
         });
-        let brought = brought.await.unwrap_or_else(|late| Err(late.into()));
-        brought.inspect_err(|error| tracing::error!(%error, "what a client waits for cannot be read any more; its connection breaks"))
+        brought.await.unwrap_or_else(|late| Err(late.into()))
     }))
 }

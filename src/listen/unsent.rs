@@ -48,3 +48,34 @@ fn set(socket: impl AsFd, value: libc::c_int) -> io::Result<()> {
     };
     if said == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What may wait in a socket.
+    #[allow(unsafe_code)]
+    pub(crate) fn bound(socket: impl AsFd) -> libc::c_int {
+        let (mut value, mut len) = (0, libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("small"));
+        // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes no more than `len` bytes into `value`, which has them.
+        let said = unsafe {
+            let value = std::ptr::from_mut(&mut value).cast();
+            libc::getsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, value, &raw mut len)
+        };
+        assert_eq!(said, 0, "{}", io::Error::last_os_error());
+        value
+    }
+
+    #[test]
+    fn so_many_sockets_have_more_and_one_that_is_given_back_makes_room_for_another() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut wide = std::iter::from_fn(|| widen(&socket)).take(WIDE_SOCKETS + 1).collect::<Vec<_>>();
+        // Other tests may have some.
+        assert!(!wide.is_empty() && wide.len() <= WIDE_SOCKETS, "{}", wide.len());
+        assert_eq!(bound(&socket), WIDE_MAX);
+        limit(&socket).expect("a socket");
+        assert_eq!(bound(&socket), UNSENT_MAX);
+        wide.truncate(wide.len() / 2);
+        assert!(widen(&socket).is_some());
+    }
+}

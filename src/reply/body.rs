@@ -12,6 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -104,7 +105,7 @@ type Head = Box<dyn Fn(&Range<u64>) -> Bytes + Send>;
 /// The part that is being sent.
 enum Flow {
     Bytes(Bytes),
-    File { blob: Blob, at: u64, end: u64, waiting: Option<BoxFuture<'static, io::Result<Bytes>>> },
+    File { blob: Blob, at: u64, end: u64, waiting: Option<BoxFuture<'static, io::Result<Bytes>>>, unreadable: Option<listen::Unreadable> },
     Growing(ReusableBoxFuture<'static, (Reader, Result<Option<Bytes>, Failure>)>),
     Again { asking: BoxFuture<'static, Option<Content>>, why: Option<BodyError> },
 }
@@ -276,7 +277,7 @@ impl Part {
                 Flow::Bytes(bytes.slice(at(start)..at(end.unwrap_or(u64::MAX))))
             }
             Self::Range(Content::Whole(blob), start, end) => {
-                Flow::File { end: end.unwrap_or_else(|| blob.size()), blob, at: start, waiting: None }
+                Flow::File { end: end.unwrap_or_else(|| blob.size()), blob, at: start, waiting: None, unreadable: None }
             }
             Self::Range(Content::Growing(growing), start, end) => Flow::Growing(ReusableBoxFuture::new(next(growing.reader(start, end)?))),
         })
@@ -295,7 +296,7 @@ impl Flow {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready(if bytes.is_empty() { None } else { Some(Ok(bytes)) })
             }
-            Self::File { blob, at, end, waiting } => poll_file(blob, at, *end, waiting, context),
+            Self::File { blob, at, end, waiting, unreadable } => poll_file(blob, at, *end, waiting, unreadable, context),
             Self::Growing(future) => {
                 let (reader, bytes) = ready!(future.poll(context));
                 Poll::Ready(match bytes {
@@ -324,6 +325,7 @@ fn poll_file(
     at: &mut u64,
     end: u64,
     waiting: &mut Option<BoxFuture<'static, io::Result<Bytes>>>,
+    unreadable: &mut Option<listen::Unreadable>,
     context: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, BodyError>>> {
     if *at >= end {
@@ -337,7 +339,7 @@ fn poll_file(
             break read;
         }
         // Never while a read is on its way: its bytes would come once more.
-        if let Some(bytes) = mapped_now(blob, *at, end) {
+        if let Some(bytes) = mapped_now(blob, *at, end, unreadable) {
             break Ok(bytes);
         }
         if let Some(bytes) = blob.read_now(*at, max) {
@@ -356,12 +358,24 @@ fn poll_file(
     }))
 }
 
-/// Bytes for a connection that takes them as the kernel has them. Up to the end of a page, or of what is wanted.
-fn mapped_now(blob: &Blob, at: u64, end: u64) -> Option<Bytes> {
+/// Bytes for a connection that takes them as the kernel has them: not the last ones. Those are read, so that a file that somebody truncates
+/// while they lie there for a slow client is no clean end: what is missing of a mapped page looks like zeros.
+fn mapped_now(blob: &Blob, at: u64, end: u64, unreadable: &mut Option<listen::Unreadable>) -> Option<Bytes> {
     let max = listen::mapped_piece();
-    let upto = if end - at <= max { end } else { (at + max) / PAGE as u64 * PAGE as u64 };
+    let upto = (end - 1).min(at + max) / PAGE as u64 * PAGE as u64;
     let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN && max > 0)?;
-    blob.mapped_now(at, len).inspect(|_| listen::gives_mapped())
+    let bytes = blob.mapped_now(at, len)?;
+    let unreadable = unreadable.get_or_insert_with(|| {
+        let (blob, told) = (blob.clone(), AtomicBool::new(false));
+        // Two pieces may be on their way.
+        Arc::new(move |error| {
+            if !told.swap(true, Ordering::Relaxed) {
+                blob.cannot_be_sent(error);
+            }
+        })
+    });
+    listen::gives_mapped(Arc::clone(unreadable));
+    Some(bytes)
 }
 
 impl http_body::Body for Body {

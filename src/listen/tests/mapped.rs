@@ -11,14 +11,14 @@ use crate::listen::connection::Connections;
 use crate::listen::mapped::Mapped;
 use crate::mapping::{self, mapped, page_out};
 
-/// A body of pieces that lie in a mapping.
-fn body<const N: usize>(pieces: [Bytes; N]) -> TestBody {
+/// A body of pieces that lie in a mapping, and who is told when one of them cannot be read.
+fn body<const N: usize>(pieces: [Bytes; N], unreadable: Unreadable) -> TestBody {
     let mut pieces = pieces.into_iter();
     let frames = stream::poll_fn(move |_| {
         let piece = pieces.next();
         if piece.is_some() {
             assert!(mapped_piece() > 0, "this connection takes none");
-            gives_mapped();
+            gives_mapped(Arc::clone(&unreadable));
         }
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     });
@@ -45,12 +45,16 @@ async fn body_of(server: &Server) -> Vec<u8> {
 }
 
 fn serving(piece: Bytes) -> Server {
+    serving_telling(piece, Arc::new(|_| {}))
+}
+
+fn serving_telling(piece: Bytes, unreadable: Unreadable) -> Server {
     Server::start(Limits::default(), None, move |_, _| {
-        let piece = piece.clone();
+        let (piece, unreadable) = (piece.clone(), Arc::clone(&unreadable));
         Box::pin(async move {
             let len = HeaderValue::from(piece.len());
             // Of two that wait nobody can say that they were just seen.
-            let mut response = Response::new(body([piece.slice(..mapping::PAGE), piece.slice(mapping::PAGE..)]));
+            let mut response = Response::new(body([piece.slice(..mapping::PAGE), piece.slice(mapping::PAGE..)], unreadable));
             response.headers_mut().insert(CONTENT_LENGTH, len);
             response
         })
@@ -71,13 +75,31 @@ async fn what_the_kernel_took_back_is_brought_in_before_it_is_written() {
 }
 
 #[tokio::test]
-async fn what_was_cut_off_breaks_its_connection_and_nothing_else() {
+async fn what_was_cut_off_breaks_its_connection_and_nothing_else_and_its_giver_is_told() {
     let (file, bytes, mapping) = mapped(LEN);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(move |error| tell.send(error).unwrap()));
+    assert_eq!(body_of(&server).await.len(), bytes.len());
+    assert!(told.try_recv().is_err(), "all of it was sent");
     file.set_len(LEN as u64 / 2).unwrap();
-    let server = serving(Bytes::from_owner(mapping));
     for _ in 0..2 {
         assert!(body_of(&server).await.len() < bytes.len());
+        tokio::time::timeout(Duration::from_secs(60), told.recv()).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_is_no_fault_of_the_file() {
+    let (_file, _, mapping) = mapped(LEN);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(move |error| tell.send(error).unwrap()));
+    for _ in 0..2 {
+        let mut socket = server.connect().await;
+        socket.write_all(LAST).await.unwrap();
+        read_to(&mut socket, "\r\n\r\n").await;
+    }
+    server.stop().await;
+    assert!(told.try_recv().is_err());
 }
 
 /// A socket that notes where what it is given lies, and never looks at it.
@@ -131,7 +153,7 @@ async fn a_mapped_piece_reaches_the_socket_as_it_is() {
     let client = Client { addr: ([127, 0, 0, 1], 1).into(), certificate: false };
     let served = connections.http1(socket, Some(Mapped::default()), client, move |_, _| {
         let piece = piece.clone();
-        async move { Response::new(body([piece])) }
+        async move { Response::new(body([piece], Arc::new(|_| {}))) }
     });
     served.await.unwrap();
     assert!(seen.lock().unwrap().contains(&(at, len)), "{:?}", seen.lock().unwrap());
@@ -159,7 +181,7 @@ async fn pages_that_are_there_are_not_brought() {
 #[test]
 fn what_was_just_seen_is_looked_for_from_the_second_write_on() {
     let mapped = Mapped::default();
-    let give = || crate::listen::mapped::poll(Some(&mapped), gives_mapped).1.unwrap();
+    let give = || crate::listen::mapped::poll(Some(&mapped), || gives_mapped(Arc::new(|_| {}))).1.unwrap();
     assert!(!mapped.look());
     let first = give();
     assert_eq!((mapped.look(), mapped.look(), mapped.look()), (false, true, true));

@@ -1,6 +1,7 @@
 //! TLS: who is shown what, who is believed, and HTTP/2.
 
 use std::path::Path;
+use std::task::Poll;
 
 use http_body_util::Empty;
 use hyper::client::conn::{http1, http2};
@@ -93,6 +94,28 @@ async fn a_client_certificate_is_told_and_none_is_fine() {
     assert_eq!(get(&server, authority.client(None, &[])).await.unwrap(), "/v2/");
     assert_eq!(get(&server, authority.client(Some(&authority), &[])).await.unwrap(), "/v2/ with a certificate");
     get(&server, authority.client(Some(&stranger), &[])).await.expect_err("signed by somebody else");
+}
+
+#[tokio::test]
+async fn what_lies_in_a_mapping_is_not_asked_for() {
+    let authority = Authority::new();
+    let service = |_, _| -> Answer {
+        let mut text = Some(Ok(Frame::data(Bytes::from_static(b"read"))));
+        let frames = stream::poll_fn(move |_| {
+            // It would be encrypted: looked at.
+            assert_eq!(mapped_piece(), 0);
+            Poll::Ready(text.take())
+        });
+        Box::pin(async { Response::new(StreamBody::new(frames).boxed_unsync()) })
+    };
+    let server = Server::start(Limits::default(), Some(Certificates::load(&authority.tls()).unwrap()), service);
+    assert_eq!(get(&server, authority.client(None, &[])).await.unwrap(), "read");
+    let stream = connect(&server, &Arc::new(authority.client(None, &["h2"]))).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("https://localhost/v2/").body(Empty::<Bytes>::new()).unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "read");
 }
 
 #[tokio::test]

@@ -163,13 +163,16 @@ async fn a_folder_of_blobs_that_is_gone_is_made_again() {
 
 #[tokio::test]
 async fn a_file_that_is_cut_under_its_reader_ends_as_a_broken_body() {
-    // Anywhere, and within the page that is sent last: of that a mapping still shows the rest, as zeros.
-    for len in [15 * MIB, 16 * MIB - 5000, 16 * MIB - 1] {
-        cut_under_its_reader(len).await;
+    // Anywhere, and within the page that is sent last: of that a mapping still shows the rest, as zeros. Also when that is what is being sent.
+    for (len, read) in
+        [(15 * MIB, 0), (16 * MIB - 5000, 0), (16 * MIB - 1, 0), (16 * MIB - 1, 15 * MIB), (16 * MIB - 1, 15 * MIB - 100 * KIB)]
+    {
+        cut_under_its_reader(len, read).await;
     }
 }
 
-async fn cut_under_its_reader(len: u64) {
+/// Of 16 MiB so much is left, when so much was read.
+async fn cut_under_its_reader(len: u64, read: u64) {
     let plain = Registry::plain().await;
     let image = plain.image(REPO, "latest", Image::layers([16 * MIB]));
     let layer = &image.layers[0];
@@ -181,12 +184,48 @@ async fn cut_under_its_reader(len: u64) {
     slow.get(&mirror.blob(REPO, layer.digest).replace(&mirror.url(), "")).await;
     assert!(slow.head().await.contains("content-length: 16777216"));
     slow.read(1000).await;
+    for _ in 0..read / KIB {
+        slow.read(1024).await;
+    }
     open(&file_of(&mirror.settings().data(), &layer.digest)).set_len(len).unwrap();
     let (rest, _) = slow.drain().await;
-    assert!((rest.len() as u64) < 16 * MIB - 1000, "{} bytes", rest.len());
+    assert!((rest.len() as u64) < 16 * MIB - 1000 - read, "{} bytes after {read}, of {len}", rest.len());
     assert_eq!(get(mirror.blob(REPO, layer.digest)).fetch().await.digest, layer.digest);
     mirror.settled().await;
     mirror.stop().await.audit().assert_sound();
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_any_more_while_it_is_sent_is_named_in_the_log_and_the_next_client_is_served() {
+    let plain = Registry::plain().await;
+    let image = plain.image(REPO, "latest", Image::layers([16 * MIB]));
+    let layer = &image.layers[0];
+    let program = Builder::new().upstream("docker.io", &plain).quiet().spawn().await;
+    let file = file_of(&program.settings().data(), &layer.digest);
+    let is_mapped = || fs::read_to_string(format!("/proc/{}/maps", program.id())).unwrap().contains(file.to_str().unwrap());
+    within("a mapping", async {
+        while !is_mapped() {
+            pull(&program.url(), REPO, "latest").await.unwrap();
+        }
+    })
+    .await;
+    let mut slow = Raw::narrow(program.address(), 64 << 10).await;
+    slow.get(&program.blob(REPO, layer.digest).replace(&program.url(), "")).await;
+    slow.head().await;
+    slow.read(1000).await;
+    // Pieces that were given are in nobody's memory: of a disk that fails they are as much gone as of a file that was emptied.
+    open(&file).set_len(0).unwrap();
+    let (rest, _) = slow.drain().await;
+    assert!((rest.len() as u64) < 16 * MIB - 1000, "{} bytes", rest.len());
+    let is_told = || program.log().lines().any(|line| line.contains("while it is sent") && line.contains(&layer.digest.to_string()));
+    within("a line of the log", async {
+        while !is_told() {
+            get(program.admin("/healthz")).send().await;
+        }
+    })
+    .await;
+    let reply = get(program.blob(REPO, layer.digest)).fetch().await;
+    assert!(reply.is_whole() && reply.digest == layer.digest, "{reply:?}");
 }
 
 #[tokio::test]
