@@ -208,6 +208,11 @@ impl Blob {
         can_be_sent.then(|| Bytes::from_owner(MappedSlice { blob: self.clone(), range: start..end }))
     }
 
+    /// Whether its file is as long as it was, as far as the kernel knows without asking a disk.
+    pub fn is_uncut(&self) -> bool {
+        self.file.is_uncut()
+    }
+
     /// What [`Blob::mapped_now`] gave cannot be read any more, and who was to have it does without. As with a read that fails, the blob is
     /// verified, and if need be fetched again, before it is served to anybody else. Waits for nothing.
     pub fn cannot_be_sent(&self, error: std::io::ErrorKind) {

@@ -41,7 +41,7 @@ use self::admission::{Admission, Throttle};
 pub use self::check::{Refusal, check};
 use self::connection::Connections;
 pub use self::hand::{PIECE_MAX, piece};
-pub use self::mapped::{Unreadable, gives_mapped, mapped_piece};
+pub use self::mapped::{Giver, gives_mapped, mapped_piece};
 pub use self::socket::{BindError, raise_open_files};
 pub use self::tls::{Certificates, TlsError};
 

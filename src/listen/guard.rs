@@ -87,6 +87,7 @@ impl Guard {
             return Poll::Ready(Ok(()));
         }
         loop {
+            self.mapped.check().inspect_err(|error| self.mapped.fail(error))?;
             if let Some(bringing) = &mut self.bringing {
                 let brought = ready!(bringing.as_mut().poll(cx));
                 self.bringing = None;
@@ -242,7 +243,6 @@ impl AsyncWrite for Guard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
     use crate::listen::unsent::tests::bound;
@@ -287,7 +287,7 @@ mod tests {
             return;
         }
         let (mut guard, mapped, _client) = guarded().await;
-        let ((), _given) = mapped::poll(Some(&mapped), || mapped::gives_mapped(Arc::new(|_| {})));
+        let ((), _given) = mapped::poll(Some(&mapped), || mapped::gives_mapped(crate::listen::tests::mapped::nobody()));
         // A write was tried.
         mapped.look();
         guard.blocked = Some(Instant::now());

@@ -302,7 +302,7 @@ mod tests {
 
         fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
             assert!(mapped::mapped_piece() > 0);
-            mapped::gives_mapped(Arc::new(|_| {}));
+            mapped::gives_mapped(crate::listen::tests::mapped::nobody());
             Poll::Ready(Some(Ok(Frame::data(vec![7; 1 << 20].into()))))
         }
     }

@@ -1,9 +1,9 @@
 //! Answers that are sent as the kernel has them: pieces of a mapped file, which cost no memory and which our code does not touch.
 //!
 //! A body learns from [`mapped_piece`] whether its connection takes them, and says with [`gives_mapped`] that it gives one, which it has just seen
-//! to be in memory. After a first write until it was sent the connection's socket looks before every write whether what it is about to write is, and has it brought there if not:
-//! a client may leave a piece lying for a minute, and the kernel may need its pages for something else meanwhile. A worker never waits for a disk.
-//! Where the disk has them no more the connection breaks, and who gave them is told.
+//! to be in memory. After a first write until it was sent the connection's socket looks before every write whether what it is about to write is,
+//! and has it brought there if not: a client may leave a piece lying for a minute, and the kernel may need its pages for something else meanwhile.
+//! A worker never waits for a disk. Where the disk has them no more, or the file was cut, the connection breaks, and who gave them is told.
 //!
 //! Only a connection that hands its pieces to the kernel untouched may have them: HTTP/1 in cleartext, with vectored writes.
 
@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -32,20 +32,26 @@ static BRINGING: Semaphore = Semaphore::const_new(BRINGING_MAX);
 thread_local! {
     /// As in `hand`: set before a body is polled.
     static PIECE: Cell<u64> = const { Cell::new(0) };
-    static GIVES: Cell<Option<Unreadable>> = const { Cell::new(None) };
+    static GIVES: Cell<Option<Arc<dyn Giver>>> = const { Cell::new(None) };
 }
 
-/// Told when a piece cannot be read any more, by a worker: not to wait for anything.
-pub type Unreadable = Arc<dyn Fn(io::ErrorKind) + Send + Sync>;
+/// Who gives pieces of a mapping. Asked and told by a worker: nothing here is to wait.
+pub trait Giver: Send + Sync {
+    /// Whether the file is as long as it was: what is missing of a mapped page looks like zeros.
+    fn is_uncut(&self) -> bool;
+
+    /// A piece could not be sent because of this; the connection has broken.
+    fn failed(&self, error: io::ErrorKind);
+}
 
 /// How many bytes of a mapping the body that is being polled may give at the most; 0 when it may give none.
 pub fn mapped_piece() -> u64 {
     PIECE.get()
 }
 
-/// The body that is being polled gives bytes of a mapping now, which it has just seen to be in memory.
-pub fn gives_mapped(unreadable: Unreadable) {
-    GIVES.set(Some(unreadable));
+/// The body that is being polled gives bytes of a mapping now, which it has just seen to be in memory, in a file that is uncut.
+pub fn gives_mapped(giver: Arc<dyn Giver>) {
+    GIVES.set(Some(giver));
 }
 
 /// The mapped pieces of one connection that were given and not sent. Cheap to clone.
@@ -54,7 +60,9 @@ pub(super) struct Mapped(Arc<Pieces>);
 
 #[derive(Default)]
 struct Pieces {
+    /// How many, and who gave them: one or two, as hyper queues them.
     given: AtomicUsize,
+    givers: Mutex<Vec<Arc<dyn Giver>>>,
     /// The only one was given since a write was tried, and so in the same turn: it is still where it was seen.
     seen: AtomicBool,
     /// Why one of them cannot be sent. The connection breaks then.
@@ -62,7 +70,7 @@ struct Pieces {
 }
 
 /// One of them.
-pub(super) struct Given(Mapped, Unreadable);
+pub(super) struct Given(Mapped);
 
 impl Mapped {
     /// Whether there are any.
@@ -75,26 +83,39 @@ impl Mapped {
         !self.0.seen.swap(false, Ordering::Relaxed) && self.any()
     }
 
-    fn give(&self, unreadable: Unreadable) -> Given {
-        // What was given earlier may have lain there for long.
-        let only = self.0.given.fetch_add(1, Ordering::Relaxed) == 0;
-        self.0.seen.store(only, Ordering::Relaxed);
-        Given(self.clone(), unreadable)
+    /// An error where a file of theirs was cut while they lay there.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.givers().iter().all(|giver| giver.is_uncut()) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// One of them cannot be sent, and none is any more.
     pub(super) fn fail(&self, error: &io::Error) {
         let _ = self.0.failed.set(error.kind());
     }
+
+    fn give(&self, giver: Arc<dyn Giver>) -> Given {
+        self.givers().push(giver);
+        // What was given earlier may have lain there for long.
+        let only = self.0.given.fetch_add(1, Ordering::Relaxed) == 0;
+        self.0.seen.store(only, Ordering::Relaxed);
+        Given(self.clone())
+    }
+
+    fn givers(&self) -> MutexGuard<'_, Vec<Arc<dyn Giver>>> {
+        self.0.givers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Given {
     fn drop(&mut self) {
-        let Self(Mapped(pieces), unreadable) = self;
-        pieces.given.fetch_sub(1, Ordering::Relaxed);
-        // Which of them it was nobody knows: there are one or two.
-        if let Some(error) = pieces.failed.get() {
-            unreadable(*error);
+        // They are sent in the order in which they were given.
+        let mut givers = self.0.givers();
+        let giver = (!givers.is_empty()).then(|| givers.remove(0));
+        drop(givers);
+        self.0.0.given.fetch_sub(1, Ordering::Relaxed);
+        // Which of them it was nobody knows.
+        if let (Some(error), Some(giver)) = (self.0.0.failed.get(), giver) {
+            giver.failed(*error);
         }
     }
 }
@@ -105,7 +126,7 @@ pub(super) fn poll<T>(mapped: Option<&Mapped>, poll: impl FnOnce() -> T) -> (T, 
     PIECE.set(MAPPED_PIECE);
     let polled = poll();
     PIECE.set(0);
-    (polled, GIVES.take().map(|unreadable| mapped.give(unreadable)))
+    (polled, GIVES.take().map(|giver| mapped.give(giver)))
 }
 
 /// Pages on their way into memory.

@@ -3,7 +3,7 @@
 mod drain;
 mod hostile;
 mod limits;
-mod mapped;
+pub(super) mod mapped;
 mod secure;
 
 use std::convert::Infallible;

@@ -105,7 +105,7 @@ type Head = Box<dyn Fn(&Range<u64>) -> Bytes + Send>;
 /// The part that is being sent.
 enum Flow {
     Bytes(Bytes),
-    File { blob: Blob, at: u64, end: u64, waiting: Option<BoxFuture<'static, io::Result<Bytes>>>, unreadable: Option<listen::Unreadable> },
+    File { blob: Blob, at: u64, end: u64, waiting: Option<BoxFuture<'static, io::Result<Bytes>>>, giver: Option<Arc<dyn listen::Giver>> },
     Growing(ReusableBoxFuture<'static, (Reader, Result<Option<Bytes>, Failure>)>),
     Again { asking: BoxFuture<'static, Option<Content>>, why: Option<BodyError> },
 }
@@ -277,7 +277,7 @@ impl Part {
                 Flow::Bytes(bytes.slice(at(start)..at(end.unwrap_or(u64::MAX))))
             }
             Self::Range(Content::Whole(blob), start, end) => {
-                Flow::File { end: end.unwrap_or_else(|| blob.size()), blob, at: start, waiting: None, unreadable: None }
+                Flow::File { end: end.unwrap_or_else(|| blob.size()), blob, at: start, waiting: None, giver: None }
             }
             Self::Range(Content::Growing(growing), start, end) => Flow::Growing(ReusableBoxFuture::new(next(growing.reader(start, end)?))),
         })
@@ -296,7 +296,7 @@ impl Flow {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready(if bytes.is_empty() { None } else { Some(Ok(bytes)) })
             }
-            Self::File { blob, at, end, waiting, unreadable } => poll_file(blob, at, *end, waiting, unreadable, context),
+            Self::File { blob, at, end, waiting, giver } => poll_file(blob, at, *end, waiting, giver, context),
             Self::Growing(future) => {
                 let (reader, bytes) = ready!(future.poll(context));
                 Poll::Ready(match bytes {
@@ -325,7 +325,7 @@ fn poll_file(
     at: &mut u64,
     end: u64,
     waiting: &mut Option<BoxFuture<'static, io::Result<Bytes>>>,
-    unreadable: &mut Option<listen::Unreadable>,
+    giver: &mut Option<Arc<dyn listen::Giver>>,
     context: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, BodyError>>> {
     if *at >= end {
@@ -339,7 +339,7 @@ fn poll_file(
             break read;
         }
         // Never while a read is on its way: its bytes would come once more.
-        if let Some(bytes) = mapped_now(blob, *at, end, unreadable) {
+        if let Some(bytes) = mapped_now(blob, *at, end, giver) {
             break Ok(bytes);
         }
         if let Some(bytes) = blob.read_now(*at, max) {
@@ -358,24 +358,34 @@ fn poll_file(
     }))
 }
 
-/// Bytes for a connection that takes them as the kernel has them: not the last ones. Those are read, so that a file that somebody truncates
-/// while they lie there for a slow client is no clean end: what is missing of a mapped page looks like zeros.
-fn mapped_now(blob: &Blob, at: u64, end: u64, unreadable: &mut Option<listen::Unreadable>) -> Option<Bytes> {
+/// Bytes for a connection that takes them as the kernel has them. Up to the end of a page, or of what is wanted.
+fn mapped_now(blob: &Blob, at: u64, end: u64, giver: &mut Option<Arc<dyn listen::Giver>>) -> Option<Bytes> {
     let max = listen::mapped_piece();
-    let upto = (end - 1).min(at + max) / PAGE as u64 * PAGE as u64;
+    let upto = if end - at <= max { end } else { (at + max) / PAGE as u64 * PAGE as u64 };
     let len = upto.checked_sub(at).filter(|&len| len >= MAPPED_PIECE_MIN && max > 0)?;
     let bytes = blob.mapped_now(at, len)?;
-    let unreadable = unreadable.get_or_insert_with(|| {
-        let (blob, told) = (blob.clone(), AtomicBool::new(false));
-        // Two pieces may be on their way.
-        Arc::new(move |error| {
-            if !told.swap(true, Ordering::Relaxed) {
-                blob.cannot_be_sent(error);
-            }
-        })
-    });
-    listen::gives_mapped(Arc::clone(unreadable));
+    let giver = giver.get_or_insert_with(|| Arc::new(Gives { blob: blob.clone(), told: AtomicBool::new(false) }));
+    listen::gives_mapped(Arc::clone(giver));
     Some(bytes)
+}
+
+/// A blob of which mapped pieces are on their way.
+struct Gives {
+    blob: Blob,
+    /// Two of them may be.
+    told: AtomicBool,
+}
+
+impl listen::Giver for Gives {
+    fn is_uncut(&self) -> bool {
+        self.blob.is_uncut()
+    }
+
+    fn failed(&self, error: io::ErrorKind) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            self.blob.cannot_be_sent(error);
+        }
+    }
 }
 
 impl http_body::Body for Body {

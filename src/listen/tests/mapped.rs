@@ -11,14 +11,32 @@ use crate::listen::connection::Connections;
 use crate::listen::mapped::Mapped;
 use crate::mapping::{self, mapped, page_out};
 
-/// A body of pieces that lie in a mapping, and who is told when one of them cannot be read.
-fn body<const N: usize>(pieces: [Bytes; N], unreadable: Unreadable) -> TestBody {
+/// A giver of files that nobody cuts, which tells when one of them cannot be sent.
+struct Whole<F>(F);
+
+impl<F: Fn(io::ErrorKind) + Send + Sync> Giver for Whole<F> {
+    fn is_uncut(&self) -> bool {
+        true
+    }
+
+    fn failed(&self, error: io::ErrorKind) {
+        self.0(error);
+    }
+}
+
+/// One whom nobody needs to tell.
+pub(in crate::listen) fn nobody() -> Arc<dyn Giver> {
+    Arc::new(Whole(|_| {}))
+}
+
+/// A body of pieces that lie in a mapping, and who gives them.
+fn body<const N: usize>(pieces: [Bytes; N], giver: Arc<dyn Giver>) -> TestBody {
     let mut pieces = pieces.into_iter();
     let frames = stream::poll_fn(move |_| {
         let piece = pieces.next();
         if piece.is_some() {
             assert!(mapped_piece() > 0, "this connection takes none");
-            gives_mapped(Arc::clone(&unreadable));
+            gives_mapped(Arc::clone(&giver));
         }
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     });
@@ -45,16 +63,16 @@ async fn body_of(server: &Server) -> Vec<u8> {
 }
 
 fn serving(piece: Bytes) -> Server {
-    serving_telling(piece, Arc::new(|_| {}))
+    serving_telling(piece, nobody())
 }
 
-fn serving_telling(piece: Bytes, unreadable: Unreadable) -> Server {
+fn serving_telling(piece: Bytes, giver: Arc<dyn Giver>) -> Server {
     Server::start(Limits::default(), None, move |_, _| {
-        let (piece, unreadable) = (piece.clone(), Arc::clone(&unreadable));
+        let (piece, giver) = (piece.clone(), Arc::clone(&giver));
         Box::pin(async move {
             let len = HeaderValue::from(piece.len());
             // Of two that wait nobody can say that they were just seen.
-            let mut response = Response::new(body([piece.slice(..mapping::PAGE), piece.slice(mapping::PAGE..)], unreadable));
+            let mut response = Response::new(body([piece.slice(..mapping::PAGE), piece.slice(mapping::PAGE..)], giver));
             response.headers_mut().insert(CONTENT_LENGTH, len);
             response
         })
@@ -78,7 +96,7 @@ async fn what_the_kernel_took_back_is_brought_in_before_it_is_written() {
 async fn what_was_cut_off_breaks_its_connection_and_nothing_else_and_its_giver_is_told() {
     let (file, bytes, mapping) = mapped(LEN);
     let (tell, mut told) = mpsc::unbounded_channel();
-    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(move |error| tell.send(error).unwrap()));
+    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(Whole(move |error| tell.send(error).unwrap())));
     assert_eq!(body_of(&server).await.len(), bytes.len());
     assert!(told.try_recv().is_err(), "all of it was sent");
     file.set_len(LEN as u64 / 2).unwrap();
@@ -92,7 +110,7 @@ async fn what_was_cut_off_breaks_its_connection_and_nothing_else_and_its_giver_i
 async fn who_leaves_in_the_middle_is_no_fault_of_the_file() {
     let (_file, _, mapping) = mapped(LEN);
     let (tell, mut told) = mpsc::unbounded_channel();
-    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(move |error| tell.send(error).unwrap()));
+    let server = serving_telling(Bytes::from_owner(mapping), Arc::new(Whole(move |error| tell.send(error).unwrap())));
     for _ in 0..2 {
         let mut socket = server.connect().await;
         socket.write_all(LAST).await.unwrap();
@@ -153,7 +171,7 @@ async fn a_mapped_piece_reaches_the_socket_as_it_is() {
     let client = Client { addr: ([127, 0, 0, 1], 1).into(), certificate: false };
     let served = connections.http1(socket, Some(Mapped::default()), client, move |_, _| {
         let piece = piece.clone();
-        async move { Response::new(body([piece], Arc::new(|_| {}))) }
+        async move { Response::new(body([piece], nobody())) }
     });
     served.await.unwrap();
     assert!(seen.lock().unwrap().contains(&(at, len)), "{:?}", seen.lock().unwrap());
@@ -181,7 +199,7 @@ async fn pages_that_are_there_are_not_brought() {
 #[test]
 fn what_was_just_seen_is_looked_for_from_the_second_write_on() {
     let mapped = Mapped::default();
-    let give = || crate::listen::mapped::poll(Some(&mapped), || gives_mapped(Arc::new(|_| {}))).1.unwrap();
+    let give = || crate::listen::mapped::poll(Some(&mapped), || gives_mapped(nobody())).1.unwrap();
     assert!(!mapped.look());
     let first = give();
     assert_eq!((mapped.look(), mapped.look(), mapped.look()), (false, true, true));
