@@ -163,16 +163,13 @@ async fn a_folder_of_blobs_that_is_gone_is_made_again() {
 
 #[tokio::test]
 async fn a_file_that_is_cut_under_its_reader_ends_as_a_broken_body() {
-    // Anywhere, and within the page that is sent last: of that a mapping still shows the rest, as zeros. Also when that is what is being sent.
-    for (len, read) in
-        [(15 * MIB, 0), (16 * MIB - 5000, 0), (16 * MIB - 1, 0), (16 * MIB - 1, 15 * MIB), (16 * MIB - 1, 15 * MIB - 100 * KIB)]
-    {
-        cut_under_its_reader(len, read).await;
+    // Anywhere, and within the page that is sent last: of that a mapping still shows the rest, as zeros.
+    for len in [15 * MIB, 16 * MIB - 5000, 16 * MIB - 1] {
+        cut_under_its_reader(len).await;
     }
 }
 
-/// Of 16 MiB so much is left, when so much was read.
-async fn cut_under_its_reader(len: u64, read: u64) {
+async fn cut_under_its_reader(len: u64) {
     let plain = Registry::plain().await;
     let image = plain.image(REPO, "latest", Image::layers([16 * MIB]));
     let layer = &image.layers[0];
@@ -184,12 +181,9 @@ async fn cut_under_its_reader(len: u64, read: u64) {
     slow.get(&mirror.blob(REPO, layer.digest).replace(&mirror.url(), "")).await;
     assert!(slow.head().await.contains("content-length: 16777216"));
     slow.read(1000).await;
-    for _ in 0..read / KIB {
-        slow.read(1024).await;
-    }
     open(&file_of(&mirror.settings().data(), &layer.digest)).set_len(len).unwrap();
     let (rest, _) = slow.drain().await;
-    assert!((rest.len() as u64) < 16 * MIB - 1000 - read, "{} bytes after {read}, of {len}", rest.len());
+    assert!((rest.len() as u64) < 16 * MIB - 1000, "{} bytes", rest.len());
     assert_eq!(get(mirror.blob(REPO, layer.digest)).fetch().await.digest, layer.digest);
     mirror.settled().await;
     mirror.stop().await.audit().assert_sound();
