@@ -159,9 +159,11 @@ impl Results {
             Some(subject) => self.beside(work, target.measure, subject)?,
             None => self.spread(work, OURS, target.measure)?.median,
         };
+        // As the table says it: to three digits.
+        let said = number(value).parse().unwrap_or(value);
         let holds = match target.bound {
-            Bound::AtMost(most) => value <= most,
-            Bound::AtLeast(least) => value >= least,
+            Bound::AtMost(most) => said <= most,
+            Bound::AtLeast(least) => said >= least,
         };
         Some((value, holds))
     }
