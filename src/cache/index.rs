@@ -30,7 +30,7 @@ mod leftover;
 
 pub(crate) use entry::Entry;
 use entry::{decode, encode, key, unkey};
-use leftover::{STALE, set_aside, sweep};
+use leftover::{STALE, set_aside, sweep, wait_until_free};
 
 /// How long sled may take to open before it is set aside. It reads its whole log when it was not closed properly.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -434,6 +434,7 @@ fn begin(dir: &Path) -> mpsc::Receiver<Result<sled::Db, String>> {
     let open = move || {
         let open = || {
             sweep(&path)?;
+            wait_until_free(&path);
             let config = sled::Config::new().path(&path).mode(sled::Mode::LowSpace);
             config.cache_capacity(PAGE_CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS)).open().map_err(io::Error::from)
         };
@@ -537,6 +538,22 @@ mod tests {
         assert_eq!(index.opened(), Opened::Kept);
         assert_eq!((index.get(&known), index.get(&meanwhile)), (Some(entry(7, 1)), Some(entry(8, 2))));
         assert!(index.is_durable());
+    }
+
+    #[test]
+    fn an_index_that_is_not_free_yet_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let digest = Digest::sha256_of(b"x");
+        opened(dir.path()).put(&digest, entry(7, 1));
+        // As sled does, and somebody is not done yet with the one before.
+        wait_until_free(dir.path());
+        let held = fs::File::open(dir.path().join("db")).expect("is there");
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).expect("nobody has it");
+        let index = Index::in_memory();
+        *lock(&index.opening) = Opening::begin(dir.path(), false);
+        assert_eq!(index.opened_within(Duration::from_millis(50)), None);
+        drop(held);
+        assert_eq!((index.opened(), index.get(&digest)), (Opened::Kept, Some(entry(7, 1))));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+
 use super::super::folder::create_dir;
 
 /// The file in the folder of an index that is to be built anew.
@@ -22,6 +24,15 @@ pub(super) fn sweep(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until nobody holds the index of a folder: sled's own threads may hold on to its file for a moment after it was closed, and an index
+/// that is only not free yet would be set aside as unusable. For a thread that nobody waits for longer than opening may take.
+pub(super) fn wait_until_free(dir: &Path) {
+    // sled locks this file. Whatever is wrong with it is for sled to say.
+    if let Ok(file) = fs::File::open(dir.join("db")) {
+        let _ = flock(&file, FlockOperation::LockExclusive);
+    }
 }
 
 /// Keeps one unusable index for a person to look at, and makes place for a new one.
