@@ -221,11 +221,8 @@ impl Blob {
         cache.0.hot.forget(&digest);
         // A disk that does not answer has said nothing bad of the blob; and at the stop nobody is there to be served.
         if error != std::io::ErrorKind::TimedOut && tokio::runtime::Handle::try_current().is_ok() {
-            let distrust = {
-                let cache = cache.clone();
-                move || cache.distrust(&digest)
-            };
-            cache.clone().0.tasks.spawn(async move { cache.0.disk.ask_about(&digest, distrust).await });
+            let (disk, tasks) = (cache.0.disk.clone(), cache.0.tasks.clone());
+            tasks.spawn(async move { disk.ask_about(&digest, move || cache.distrust(&digest)).await });
         }
     }
 

@@ -73,28 +73,21 @@ impl Count {
 impl Cache {
     /// Enters a blob that is in place; `account` counts its bytes, where that is to be done now.
     pub(super) fn enter(&self, digest: &Digest, entry: Entry, account: impl FnOnce()) {
-        self.0.count.change(
-            digest,
-            || self.0.index.put(digest, entry),
-            |is_new| {
-                if is_new {
-                    account();
-                }
-            },
-        );
+        self.enter_by(digest, || self.0.index.put(digest, entry), account);
     }
 
     /// The same, unless it is there.
     pub(super) fn enter_new(&self, digest: &Digest, entry: Entry, account: impl FnOnce()) {
-        self.0.count.change(
-            digest,
-            || self.0.index.put_new(digest, entry),
-            |is_new| {
-                if is_new {
-                    account();
-                }
-            },
-        );
+        self.enter_by(digest, || self.0.index.put_new(digest, entry), account);
+    }
+
+    fn enter_by(&self, digest: &Digest, is_new: impl FnOnce() -> bool, account: impl FnOnce()) {
+        let account = |is_new| {
+            if is_new {
+                account();
+            }
+        };
+        self.0.count.change(digest, is_new, account);
     }
 
     /// A blob is gone: what was known of it is dropped.

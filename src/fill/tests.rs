@@ -349,3 +349,23 @@ async fn the_disk_begins_early_with_each_byte_once() {
     }
     assert!(usize::try_from(next).is_ok_and(|end| end <= content.len()));
 }
+
+#[tokio::test]
+async fn the_rest_of_a_large_blobs_place_is_taken_while_it_arrives() {
+    use std::os::unix::fs::MetadataExt;
+    const MIB: usize = 1 << 20;
+    let world = World::new(1 << 30).await;
+    let content = content(40 * MIB);
+    let acts = [Act::Bytes(content.slice(..9 * MIB)), Act::Silent];
+    let _growing = world.start(&Digest::sha256_of(&content), &Script::new([Ok((size(&content), 0, acts.into()))])).await;
+    let is_taken = || {
+        let arriving = fs::read_dir(world.dir.path().join("tmp")).expect("a folder").flatten();
+        arriving.filter_map(|entry| entry.metadata().ok()).any(|file| file.blocks() * 512 >= 40 * MIB as u64)
+    };
+    let taken = async {
+        while !is_taken() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), taken).await.expect("its place");
+}

@@ -87,8 +87,8 @@ impl<S: Source> Fill<S> {
         Ok(())
     }
 
-    /// Has the rest of the blob's place taken, and the kernel begin with what it would put off: then there is little left to wait for when the blob is put into place.
-    /// Nobody waits for that here; a disk that is slower than the upstream is asked for one part at a time.
+    /// Has the rest of the blob's place taken, and the kernel begin with what it would put off: then there is little left to wait for when the
+    /// blob is put into place. Nobody waits for that here; a disk that is slower than the upstream is asked for one part at a time.
     fn write_back(&mut self) {
         let Store::File(filed) = &mut self.store else { return };
         let bytes = self.done - self.written_back;
@@ -98,7 +98,7 @@ impl<S: Source> Fill<S> {
         if !cache.is_away() {
             let unplaced = filed.kept().and_then(Kept::unplaced);
             let begin = move || {
-                // A disk that is full says so to who writes, too.
+                // Where that fails the writes will say so.
                 let placed = unplaced.map_or(Ok(()), |part| place(&file, part));
                 tracing::trace!(?placed, from, bytes, "writing back begins");
                 begin_writing_back(&file, from, bytes);

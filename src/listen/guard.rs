@@ -243,7 +243,6 @@ impl AsyncWrite for Guard {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::listen::unsent::tests::bound;
     use crate::mapping::{self, page_out};

@@ -8,9 +8,10 @@
 //! Only a connection that hands its pieces to the kernel untouched may have them: HTTP/1 in cleartext, with vectored writes.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -60,9 +61,8 @@ pub(super) struct Mapped(Arc<Pieces>);
 
 #[derive(Default)]
 struct Pieces {
-    /// How many, and who gave them: one or two, as hyper queues them.
-    given: AtomicUsize,
-    givers: Mutex<Vec<Arc<dyn Giver>>>,
+    /// Who gave each of them: one or two, as hyper queues them.
+    givers: Mutex<VecDeque<Arc<dyn Giver>>>,
     /// The only one was given since a write was tried, and so in the same turn: it is still where it was seen.
     seen: AtomicBool,
     /// Why one of them cannot be sent. The connection breaks then.
@@ -75,7 +75,7 @@ pub(super) struct Given(Mapped);
 impl Mapped {
     /// Whether there are any.
     pub(super) fn any(&self) -> bool {
-        self.0.given.load(Ordering::Relaxed) > 0
+        !self.givers().is_empty()
     }
 
     /// Whether a write that is tried now has to look for them first.
@@ -94,14 +94,15 @@ impl Mapped {
     }
 
     fn give(&self, giver: Arc<dyn Giver>) -> Given {
-        self.givers().push(giver);
+        let mut givers = self.givers();
         // What was given earlier may have lain there for long.
-        let only = self.0.given.fetch_add(1, Ordering::Relaxed) == 0;
-        self.0.seen.store(only, Ordering::Relaxed);
+        self.0.seen.store(givers.is_empty(), Ordering::Relaxed);
+        givers.push_back(giver);
+        drop(givers);
         Given(self.clone())
     }
 
-    fn givers(&self) -> MutexGuard<'_, Vec<Arc<dyn Giver>>> {
+    fn givers(&self) -> MutexGuard<'_, VecDeque<Arc<dyn Giver>>> {
         self.0.givers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,10 +110,7 @@ impl Mapped {
 impl Drop for Given {
     fn drop(&mut self) {
         // They are sent in the order in which they were given.
-        let mut givers = self.0.givers();
-        let giver = (!givers.is_empty()).then(|| givers.remove(0));
-        drop(givers);
-        self.0.0.given.fetch_sub(1, Ordering::Relaxed);
+        let giver = self.0.givers().pop_front();
         // Which of them it was nobody knows.
         if let (Some(error), Some(giver)) = (self.0.0.failed.get(), giver) {
             giver.failed(*error);
